@@ -1,0 +1,123 @@
+"""A small repository that stands in for llama.cpp, in every form the source can come in."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from dflash_tools.fork.pin import Pin
+from dflash_tools.fork.source import fetch_source
+from dflash_tools.fork.workspace import Workspace
+
+WHO = {"NAME": "A. Person", "EMAIL": "a@example.org", "DATE": "2026-01-02T03:04:05+0200"}
+HEADER = "Why: it is needed.\nUpstream: not proposed.\nDrop-when: the line is there."
+
+
+def run_git(*args: str | Path, cwd: Path, stdin: str | None = None) -> str:
+    """git as a user runs it, except for the configuration of this machine."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    env |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    env |= {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in WHO.items()}
+    words = ["git", *map(str, args)]
+    done = subprocess.run(words, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The stand-in: a clone with history (`repo`), a source distribution with its objects, and the pin of both."""
+
+    repo: Path
+    sdist: Path
+    pin: Pin
+
+
+def write_fake_source(folder: Path) -> None:
+    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "long.cpp").write_text("".join(f"int line_{n} = {n};\n" for n in range(1, 61)))
+    # the same ten lines twice, so that a hunk can fit in two places
+    (folder / "src" / "twice.cpp").write_text("".join(f"case {n % 10}: break;\n" for n in range(40)))
+    (folder / "README.md").write_text("Déjà vu\n", "utf-8")
+    (folder / "dos.txt").write_bytes(b"one\r\ntwo\r\n")
+    (folder / "tool.sh").write_text("#!/bin/sh\necho tool\n")
+    (folder / "tool.sh").chmod(0o755)
+    (folder / "link").symlink_to("tool.sh")
+    (folder / ".gitignore").write_text("/build*\n*.o\n")
+    (folder / "kept.o").write_text("tracked although ignored\n")
+
+
+def make_sdist(path: Path, repo: Path, extra: dict[str, bytes] | None = None) -> None:
+    """A source distribution like the real one: the submodule's git folder, files, a build backend that must not run."""
+    inside = "llama_stand_in-1.0"
+    bomb = b"raise SystemExit('code of the package was run')\n"
+    members = {
+        f"{inside}/PKG-INFO": b"Metadata-Version: 2.1\nName: llama_stand_in\nVersion: 1.0\n",
+        f"{inside}/pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "scikit_build_core.build"\n',
+        f"{inside}/setup.py": bomb,
+        f"{inside}/.git/modules/vendor/llama.cpp/config": b"[core]\n\tfsmonitor = touch fsmonitor-ran\n",
+        f"{inside}/.git/modules/vendor/llama.cpp/hooks/post-checkout": b"#!/bin/sh\ntouch hook-ran\n",
+    }
+    for file in sorted((repo / ".git" / "objects").rglob("*")):
+        if file.is_file():
+            members[f"{inside}/.git/modules/vendor/llama.cpp/{file.relative_to(repo / '.git')}"] = file.read_bytes()
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in (members | (extra or {})).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
+    folder = tmp_path_factory.mktemp("upstream")
+    repo = folder / "repo"
+    write_fake_source(repo)
+    run_git("init", "-q", "-b", "master", cwd=repo)
+    run_git("add", "-A", "-f", cwd=repo)
+    run_git("commit", "-q", "-m", "first", cwd=repo)
+    (repo / "src" / "new.cpp").write_text("int main() { return 0; }\n")
+    run_git("add", "-A", cwd=repo)
+    run_git("commit", "-q", "-m", "the pinned one", cwd=repo)
+    commit = run_git("rev-parse", "HEAD", cwd=repo)
+    tree = run_git("rev-parse", "HEAD^{tree}", cwd=repo)
+    run_git("commit", "-q", "--allow-empty", "-m", "later", cwd=repo)
+    run_git("repack", "-q", "-a", "-d", cwd=repo)
+    sdist = folder / "llama_stand_in-1.0.tar.gz"
+    make_sdist(sdist, repo)
+    sha = hashlib.sha256(sdist.read_bytes()).hexdigest()
+    return Upstream(repo, sdist, Pin(commit, tree, "llama-stand-in==1.0", sha))
+
+
+@pytest.fixture
+def ws(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A checkout of the project without any source; nothing outside the test's own folders can be fetched."""
+    root = tmp_path / "checkout"
+    (root / "patches").mkdir(parents=True)
+    (root / "llama.cpp").mkdir()
+    (root / ".gitmodules").write_text(
+        f'[submodule "llama.cpp"]\n\tpath = llama.cpp\n\turl = file://{tmp_path / "no-such-repository"}\n'
+    )
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "no-such-index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("DFLASH_SOURCE", "DFLASH_SOURCE_URL", "PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return Workspace(root, upstream.pin)
+
+
+@pytest.fixture
+def fetched(ws: Workspace, upstream: Upstream) -> Workspace:
+    """The same with the pinned objects in place."""
+    fetch_source(ws, upstream.repo)
+    return ws
+
+
+def with_pin(ws: Workspace, **changes: str) -> Workspace:
+    return replace(ws, pin=replace(ws.pin, **changes))
