@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Lane "fork-cpu": build the fork for the CPU with its tests, run those, then parity and server behaviour.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+.venv/bin/build-fork build --backend cpu --tests
+.venv/bin/python -m pytest -q tests/parity tests/server

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Lane "python": style, the patch series, converter, tools. Needs no build of llama.cpp.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+.venv/bin/ruff check .
+.venv/bin/build-fork validate
+.venv/bin/python -m pytest -q tests/convert tests/build tests/models
