@@ -1,0 +1,108 @@
+"""Open a drafter checkpoint and list its tensors without loading them.
+
+A checkpoint is a directory or a single file beside its `config.json`. Shards and the old pickle format look the same
+from here: a mapping of names to lazy tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dflash_tools.errors import UserError
+
+from dflash_convert.jsonfile import Config, read_json_object
+from dflash_convert.safetensors_file import read_safetensors
+from dflash_convert.tensors import LazyTensor
+from dflash_convert.torch_bin import read_torch_bin
+
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`directory` holds config.json and the weights; `tensors` are by name as stored; `files` were read for them."""
+
+    directory: Path
+    config: Config
+    tensors: dict[str, LazyTensor]
+    files: tuple[Path, ...]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a directory (config.json + weights) or a weights file with config.json beside it.
+
+    Raises UserError if something is missing or does not hold together.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory; give the drafter's directory with config.json and weights")
+    # absolute, because the name of the directory names the model; not resolved, because the Hub's cache is symlinks
+    directory = Path(os.path.abspath(path if path.is_dir() else path.parent))  # noqa: PTH100
+    if path.suffix == ".gguf":
+        raise UserError(
+            f"{path}: a GGUF file is given as drafter; give the Hugging Face checkpoint (config.json + safetensors)"
+        )
+    config = directory / "config.json"
+    if not config.is_file():
+        raise UserError(f"{config}: not found; a drafter needs its config.json beside the weights")
+    files, weight_map = ([path], None) if path.is_file() else _weight_files(directory)
+    tensors = _read_files(files)
+    if weight_map is not None:
+        _check_index(directory, weight_map, tensors)
+    if not tensors:
+        raise UserError(f"{files[0]}: holds no tensors")
+    return Checkpoint(directory, Config(config, read_json_object(config)), tensors, tuple(files))
+
+
+def find_weight_files(directory: Path) -> list[Path]:
+    """The weight files of an HF directory; empty if it has none. Raises UserError if an index is malformed."""
+    for index in INDEX_FILES:
+        if (directory / index).is_file():
+            return sorted({directory / shard for shard in _weight_map(directory / index).values()})
+    return sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
+
+
+def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
+    files = find_weight_files(directory)
+    if not files:
+        others = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".pt"))
+        hint = f" It has {', '.join(others[:5])}: give the file itself if it is the drafter." if others else ""
+        raise UserError(f"{directory}: no weights: neither model.safetensors (or shards) nor pytorch_model.bin.{hint}")
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: named by the index of the checkpoint but not there. Download it.")
+    index = next((directory / i for i in INDEX_FILES if (directory / i).is_file()), None)
+    return files, _weight_map(index) if index else None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json_object(index).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
+        raise UserError(f"{index}: weight_map is missing, empty or malformed")
+    for shard in found.values():
+        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
+            raise UserError(f"{index}: weight_map names {shard!r}; a file name without directories is expected")
+    return found
+
+
+def _read_files(files: list[Path]) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        found = read_torch_bin(file) if file.suffix in (".bin", ".pt", ".pth") else read_safetensors(file)
+        for name, tensor in found.items():
+            if name in tensors:
+                raise UserError(f"{file}: {name} stands in {tensors[name].file.name} too")
+            tensors[name] = tensor
+    return tensors
+
+
+def _check_index(directory: Path, weight_map: dict[str, str], tensors: dict[str, LazyTensor]) -> None:
+    missing = sorted(n for n, shard in weight_map.items() if n not in tensors or tensors[n].file.name != shard)
+    extra = sorted(n for n in tensors if n not in weight_map)
+    if missing or extra:
+        raise UserError(
+            f"{directory}: the index and the shards disagree: "
+            + "; ".join(f"{what}: {', '.join(names[:6])}" for what, names in
+                        (("not in the shard the index names", missing), ("not in the index", extra)) if names)
+        )

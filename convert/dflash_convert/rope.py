@@ -1,0 +1,146 @@
+"""Rotary position embedding: what a config says, resolved, and the GGUF keys that say the same.
+
+Hugging Face writes it as `rope_theta` + `rope_scaling` (transformers 4) or as `rope_parameters` (5). llama.cpp reads
+linear and yarn scaling from keys, and llama3 scaling as one factor per pair of dimensions (`rope_freqs.weight`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from dflash_tools.errors import UserError
+
+from dflash_convert.gguf_file import Metadata, f32, i32_array, text, u32
+from dflash_convert.jsonfile import Config
+
+REPRESENTABLE = "none, linear, yarn and llama3"
+
+
+@dataclass(frozen=True)
+class Rope:
+    """`theta` None: not stated, llama.cpp's default (10000) holds. `freq_factors` divide the frequencies (llama3)."""
+
+    theta: float | None
+    scaling: Metadata = field(default_factory=dict)
+    partial: float | None = None
+    sections: tuple[int, ...] | None = None
+    freq_factors: tuple[float, ...] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def keys(self) -> Metadata:
+        """GGUF keys without the architecture's prefix."""
+        found = dict(self.scaling)
+        if self.theta is not None:
+            found["rope.freq_base"] = f32(self.theta)
+        return found
+
+
+def read_rope(config: Config, head_dim: int, default_theta: float | None) -> Rope:
+    """The rope of a drafter config.
+
+    `default_theta` stands in when the config states none, as the model type's own default does in transformers. Raises
+    UserError for scaling that no GGUF key can express; nothing is dropped in silence.
+    """
+    key = next((k for k in ("rope_scaling", "rope_parameters") if config.values.get(k)), "rope_parameters")
+    params = config.section(key)
+    nested = [k for k, v in params.values.items() if isinstance(v, dict)]
+    if nested:
+        raise UserError(
+            f"{params.where(nested[0])}: a rope of its own for {' and '.join(nested)}; a GGUF drafter has one for all"
+        )
+    theta = params.optional_number("rope_theta", positive=True)
+    if theta is None:
+        theta = config.optional_number("rope_theta", positive=True)
+    theta = default_theta if theta is None else theta
+    kind = (params.string("rope_type") or params.string("type") or "default").lower()
+    partial = params if params.has("partial_rotary_factor") else config
+    sections = tuple(params.integers("mrope_section")) or None
+    return Rope(
+        theta=theta,
+        scaling=_scaling_keys(params, config, kind),
+        partial=partial.optional_number("partial_rotary_factor", positive=True),
+        sections=(sections + (0,) * 4)[:4] if sections else None,
+        freq_factors=_llama3_factors(params, config, head_dim, theta or 1e4) if kind == "llama3" else None,
+        warnings=_warnings(params, kind),
+    )
+
+
+def _scaling_keys(params: Config, config: Config, kind: str) -> Metadata:
+    if kind in ("default", "none", "mrope", "llama3"):
+        return {}
+    if kind == "linear":
+        return {"rope.scaling.type": text("linear"), "rope.scaling.factor": f32(params.number("factor", positive=True))}
+    if kind != "yarn":
+        raise UserError(
+            f"{params.where('rope_type')} is {kind!r}; rope scaling that a GGUF drafter can express: {REPRESENTABLE}"
+        )
+    for key in ("mscale", "mscale_all_dim"):
+        if params.has(key):
+            raise UserError(f"{params.where(key)}: yarn with its own attention scale cannot be expressed for a drafter")
+    keys = {
+        "rope.scaling.type": text("yarn"),
+        "rope.scaling.factor": f32(params.number("factor", positive=True)),
+        "rope.scaling.original_context_length": u32(_original_context(params, config)),
+    }
+    attention = "attention_factor" if params.has("attention_factor") else "attn_factor"
+    for gguf_key, hf_key in (
+        ("yarn_ext_factor", "extrapolation_factor"),
+        ("yarn_attn_factor", attention),
+        ("yarn_beta_fast", "beta_fast"),
+        ("yarn_beta_slow", "beta_slow"),
+    ):
+        if (value := params.optional_number(hf_key)) is not None:
+            keys[f"rope.scaling.{gguf_key}"] = f32(value)
+    return keys
+
+
+def _original_context(params: Config, config: Config) -> int:
+    """The context length that the scaling extends."""
+    key = "original_max_position_embeddings"
+    for place in (config, params):
+        if place.has(key):
+            return place.integer(key, least=1)
+    if not config.has("max_position_embeddings"):
+        raise UserError(f"{params.where(key)} is missing; the scaling extends it")
+    return config.integer("max_position_embeddings", least=1)
+
+
+def _llama3_factors(params: Config, config: Config, head_dim: int, theta: float) -> tuple[float, ...]:
+    """What each of the head_dim / 2 frequencies is divided by.
+
+    The rule of Llama 3.1: wavelengths above original / low_freq_factor are scaled by `factor`, those below
+    original / high_freq_factor stay, between them the reciprocal moves linearly. Computed in float32 as transformers
+    and llama.cpp's converter do.
+    """
+    factor = params.number("factor", positive=True) if params.has("factor") else 8.0
+    low = params.number("low_freq_factor", positive=True) if params.has("low_freq_factor") else 1.0
+    high = params.number("high_freq_factor", positive=True) if params.has("high_freq_factor") else 4.0
+    if high <= low:
+        raise UserError(f"{params.where('high_freq_factor')} is {high}, not above low_freq_factor ({low})")
+    original = _original_context(params, config)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(theta), exponents)
+    factors = []
+    for frequency in frequencies:
+        wavelength = np.float32(2 * math.pi) / frequency
+        if wavelength < original / high:
+            factors.append(1.0)
+        elif wavelength > original / low:
+            factors.append(factor)
+        else:
+            smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
+            factors.append(float(np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)))
+    return tuple(factors)
+
+
+def _warnings(params: Config, kind: str) -> tuple[str, ...]:
+    if kind == "yarn" and not params.flag("truncate", True):
+        return (f"{params.where('truncate')} is false; llama.cpp always rounds yarn's range to whole dimensions",)
+    return ()
+
+
+def sections_for_mrope(head_dim: int) -> Metadata:
+    """Rope sections of a drafter for an M-RoPE target: it rotates by the time axis alone."""
+    return {"rope.dimension_sections": i32_array([head_dim // 2, 0, 0, 0])}
