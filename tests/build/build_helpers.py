@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import pytest
 from dflash_tools.fork.pin import Pin
 from dflash_tools.fork.source import fetch_source
 from dflash_tools.fork.workspace import Workspace
+from dflash_tools.fork.worktree import checkout, export
 
 WHO = {"NAME": "A. Person", "EMAIL": "a@example.org", "DATE": "2026-01-02T03:04:05+0200"}
 HEADER = "Why: it is needed.\nUpstream: not proposed.\nDrop-when: the line is there."
@@ -95,29 +97,81 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
     return Upstream(repo, sdist, Pin(commit, tree, "llama-stand-in==1.0", sha))
 
 
-@pytest.fixture
-def ws(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A checkout of the project without any source; nothing outside the test's own folders can be fetched."""
-    root = tmp_path / "checkout"
+def _checkout_of_the_project(root: Path) -> None:
     (root / "patches").mkdir(parents=True)
     (root / "llama.cpp").mkdir()
-    (root / ".gitmodules").write_text(
-        f'[submodule "llama.cpp"]\n\tpath = llama.cpp\n\turl = file://{tmp_path / "no-such-repository"}\n'
-    )
+    url = f"file://{root.parent / 'no-such-repository'}"
+    (root / ".gitmodules").write_text(f'[submodule "llama.cpp"]\n\tpath = llama.cpp\n\turl = {url}\n')
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing outside the test's own folders can be fetched, and no setting of this machine shows through."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "no-such-index"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     for name in ("DFLASH_SOURCE", "DFLASH_SOURCE_URL", "PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
-    return Workspace(root, upstream.pin)
 
 
 @pytest.fixture
-def fetched(ws: Workspace, upstream: Upstream) -> Workspace:
-    """The same with the pinned objects in place."""
+def ws(tmp_path: Path, upstream: Upstream, offline: None) -> Workspace:
+    """A checkout of the project without any source."""
+    _checkout_of_the_project(tmp_path / "checkout")
+    return Workspace(tmp_path / "checkout", upstream.pin)
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> dict[str, Path]:
+    """Checkouts that tests copy, because making them takes some sixty runs of git."""
+    folder = tmp_path_factory.mktemp("templates")
+    ws = Workspace(folder / "fetched", upstream.pin)
+    _checkout_of_the_project(ws.root)
     fetch_source(ws, upstream.repo)
-    return ws
+    shutil.copytree(ws.root, folder / "series", symlinks=True)
+    ws = Workspace(folder / "series", upstream.pin)
+    checkout(ws)
+    commit(ws, "switch : name the tenth line", replace_line(ws, "src/long.cpp", "line_10 ", "tenth "))
+    commit(ws, "loop : add a loop", {"src/loop.cpp": "void loop() {}\n", "tests/test-loop.cpp": "int main() {}\n"})
+    export(ws)
+    return {"fetched": folder / "fetched", "series": folder / "series"}
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, templates: dict[str, Path], upstream: Upstream, offline: None) -> Workspace:
+    """A checkout with the pinned objects in place and no patches."""
+    shutil.copytree(templates["fetched"], tmp_path / "checkout", symlinks=True)
+    return Workspace(tmp_path / "checkout", upstream.pin)
+
+
+@pytest.fixture
+def series(tmp_path: Path, templates: dict[str, Path], upstream: Upstream, offline: None) -> Workspace:
+    """A checkout with two exported patches: one that changes a file, one that adds two, one of them a test."""
+    shutil.copytree(templates["series"], tmp_path / "checkout", symlinks=True)
+    return Workspace(tmp_path / "checkout", upstream.pin)
 
 
 def with_pin(ws: Workspace, **changes: str) -> Workspace:
     return replace(ws, pin=replace(ws.pin, **changes))
+
+
+def commit(ws: Workspace, subject: str, edits: dict[str, str | bytes], header: str = HEADER) -> str:
+    """Commit file contents in the work tree, as a developer does."""
+    for name, content in edits.items():
+        path = ws.tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    run_git("add", "-A", "-f", cwd=ws.tree)
+    run_git("commit", "-q", "-F", "-", cwd=ws.tree, stdin=f"{subject}\n\n{header}\n")
+    return run_git("rev-parse", "HEAD", cwd=ws.tree)
+
+
+def replace_line(ws: Workspace, name: str, old: str, new: str) -> dict[str, str | bytes]:
+    """The edit that changes one text in one file of the work tree, for `commit`."""
+    text = (ws.tree / name).read_text("utf-8")
+    assert text.count(old) == 1
+    return {name: text.replace(old, new)}
+
+
+def patch_files(ws: Workspace) -> dict[str, bytes]:
+    return {p.relative_to(ws.patches).as_posix(): p.read_bytes() for p in ws.patches.rglob("*") if p.is_file()}

@@ -1,1 +1,1 @@
-from build_helpers import fetched, upstream, ws  # noqa: F401  (fixtures)
+from build_helpers import fetched, offline, series, templates, upstream, ws  # noqa: F401  (fixtures)

@@ -40,12 +40,14 @@ PLAIN = (
 )
 
 
-class GitError(Exception):
-    """git failed. `str()` is what it wrote, as one text; `status` its exit status."""
+class GitError(UserError):
+    """git failed. `str()` is what it wrote, as one text.
+
+    Where a caller can say more it catches this; where it cannot (disk full, no permission), git's own words must do.
+    """
 
     def __init__(self, args: Sequence[str], status: int, stderr: str):
         super().__init__(stderr.strip() or f"git {' '.join(args)} ended with status {status}")
-        self.status = status
 
     @property
     def line(self) -> str:

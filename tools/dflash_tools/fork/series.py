@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from pathlib import Path, PurePosixPath
 
 from dflash_tools.errors import UserError
@@ -113,13 +115,13 @@ def form_problems(name: str, position: int, data: bytes) -> list[str]:
         problems.append(f"line 1 is {_shown(lines[0])}; format-patch --zero-commit writes From and forty zeros")
     head, _, diff = data.partition(b"\ndiff --git ")
     message = head.partition(b"\n---\n")[0].decode("utf-8", "replace")
-    subject = re.search(r"^Subject: \[PATCH\] ((?:.|\n )*)$", message, re.MULTILINE)
-    if not subject:
+    subject = _subject(message)
+    if subject is None:
         problems.append("no line 'Subject: [PATCH] module : title' (format-patch -N writes it without numbers)")
     else:
-        expected = patch_name(position, re.sub(r"\n ", " ", subject[1]))
+        expected = patch_name(position, subject)
         if expected is None:
-            problems.append(f"subject is {subject[1]!r}, expected 'module : title', the module being the folder")
+            problems.append(f"subject is {subject!r}, expected 'module : title', the module being the folder")
         elif expected != name:
             problems.append(f"place and subject name it {expected}; checkout and export rename it")
     body = message.partition("\n\n")[2]
@@ -138,6 +140,16 @@ def form_problems(name: str, position: int, data: bytes) -> list[str]:
             what = "a carriage return" if text.endswith(b"\r") else "non-ASCII text"
             problems.append(f"line {at}: adds {what} to {path}: {_shown(text)}")
     return problems
+
+
+def _subject(message: str) -> str | None:
+    """The subject as it was written, from its form in a mail header: folded, and encoded where it is not ASCII."""
+    raw = re.search(r"^Subject: ((?:.|\n )*)$", message, re.MULTILINE)
+    try:
+        subject = str(make_header(decode_header(raw[1].replace("\n ", " ")))) if raw else ""
+    except (HeaderParseError, LookupError, UnicodeError):
+        return None
+    return subject.removeprefix("[PATCH] ") if subject.startswith("[PATCH] ") else None
 
 
 def _added_lines(lines: Sequence[bytes]) -> Iterator[tuple[str, int, bytes]]:

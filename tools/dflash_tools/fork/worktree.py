@@ -81,6 +81,7 @@ def _update(ws: Workspace, series: Series, force: bool, say: Say) -> str:
             "'build-fork export' it, or set it aside with 'build-fork checkout --force'."
         )
     if unsaved:
+        git("add", "--update", cwd=ws.tree)  # files in conflict cannot be stashed
         kept = git_line("stash", "create", cwd=ws.tree, env=NOBODY) or git_line("rev-parse", "HEAD", cwd=ws.tree)
         git("update-ref", BEFORE_FORCE, kept, cwd=ws.tree)
         say(f"set aside in {ws.show(ws.tree)} as {BEFORE_FORCE}: {'; '.join(unsaved)}")

@@ -1,0 +1,458 @@
+"""Build the patched llama.cpp, once per set of inputs.
+
+A build folder is named by the hash of all that goes into it: the pinned commit, the patches, the options, the compiler.
+It counts as built when the programs in it have passed the self-test, not before; then a second call has nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+from dflash_tools.errors import UserError, join_words
+from dflash_tools.fork import toolchain
+from dflash_tools.fork.selftest import Check, self_test
+from dflash_tools.fork.series import read_series
+from dflash_tools.fork.source import fetch_source
+from dflash_tools.fork.toolchain import find_tool
+from dflash_tools.fork.workspace import Say, Workspace, find_workspace, quiet
+from dflash_tools.fork.worktree import checkout, unsaved_work
+
+BACKENDS = ("cpu", "cuda", "vulkan", "metal", "hip")
+PROGRAMS = ("llama-server", "llama-cli", "llama-speculative-simple", "llama-quantize")
+TARGETS = (*PROGRAMS, "llama-bench", "test-backend-ops")
+# Upstream's own tests of the code that the series touches; tests that the patches add come on top
+UPSTREAM_TESTS = (
+    "test-arg-parser",
+    "test-sampling",
+    "test-batch-alloc",
+    "test-llama-archs",
+    "test-recurrent-state-rollback",
+    "test-save-load-state",
+    "test-model-resolution",
+)
+STAMP = "build-fork.json"  # in the build folder, once the self-test has passed
+LOG = "build-fork.log"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose. None means: choose what fits this machine."""
+
+    backend: str | None = None
+    cuda_arch: str | None = None
+    jobs: int | None = None
+    ui: bool = False
+    tests: bool = False
+    work_tree: bool = False
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A build before it is made: the folder, the command lines, the reasons for what was chosen, and what stops it."""
+
+    folder: Path
+    backend: str
+    configure: list[str]
+    compile: list[str]
+    targets: tuple[str, ...]
+    inputs: dict[str, object]
+    reasons: list[str]
+    problems: list[str]
+    disk: int
+
+    @property
+    def bin(self) -> Path:
+        return self.folder / "bin"
+
+
+def bin_dir(ws: Workspace | None = None) -> Path:
+    """Folder with the programs of the last build that passed its self-test. Raises UserError when there is none."""
+    ws = ws or find_workspace()
+    missing = [name for name in PROGRAMS if not (ws.bin / name).is_file()]
+    if missing:
+        raise UserError(f"{ws.show(ws.bin)} has no {join_words(missing)}: run build-fork first.")
+    return ws.bin
+
+
+def test_targets(ws: Workspace) -> tuple[str, ...]:
+    """Names of the ctest programs to build and run: upstream's for the touched code, and those the patches add."""
+    series = read_series(ws.patches)
+    added: list[str] = []
+    for name in series.names:
+        added += re.findall(r"^\+\+\+ b/tests/(test-[a-z0-9-]+)\.cpp$", _patch_text(series.folder / name), re.MULTILINE)
+    return tuple(dict.fromkeys([*UPSTREAM_TESTS, *(name for name in added if name != "test-backend-ops")]))
+
+
+def _patch_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""  # a list that names files which are not there is reported where the series is applied
+
+
+# Planning
+
+
+def make_plan(ws: Workspace, options: Options) -> Plan:
+    """Choose what is left open, write the command lines, and look for all that would stop the build later.
+
+    What stops it is in `problems`, so that a dry run can show the lines all the same. Raises UserError only for options
+    that make no sense on any machine.
+    """
+    found = _Findings()
+    backend, archs = _choose_backend(options, found)
+    cmake = (
+        found.of(lambda: toolchain.find_cmake({"cuda": (3, 18), "hip": (3, 21)}.get(backend, (3, 14)), archs))
+        or "cmake"
+    )
+    compiler = found.of(toolchain.find_compiler)
+    generator = found.of(toolchain.find_generator) or "Ninja"
+    patches = _patches_hash(ws)
+    inputs: dict[str, object] = {"commit": ws.pin.commit, "compiler": compiler.name if compiler else ""}
+    if not options.work_tree:
+        inputs["patches"] = patches
+    defines = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "BUILD_SHARED_LIBS": "ON",
+        "LLAMA_BUILD_TESTS": "ON",
+        "LLAMA_BUILD_UI": "ON" if options.ui else "OFF",
+        "LLAMA_USE_PREBUILT_UI": "OFF",  # it would be downloaded
+        "LLAMA_BUILD_COMMIT": f"{ws.pin.commit[:9]}-{'work' if options.work_tree else patches[:7]}",
+        "GGML_METAL": "ON" if backend == "metal" else "OFF",
+    }
+    arguments: list[str] = []
+    if backend == "cuda":
+        defines |= {"GGML_CUDA": "ON", "CMAKE_CUDA_ARCHITECTURES": ";".join(archs)}
+        if cuda := toolchain.find_cuda():
+            inputs["cuda"] = toolchain.dotted(cuda.version)
+            if not shutil.which("nvcc"):
+                defines["CMAKE_CUDA_COMPILER"] = cuda.nvcc
+            arguments += found.of(lambda: _cublas_arguments(cuda, options.extra, found)) or []
+    elif backend in ("vulkan", "hip"):
+        defines[f"GGML_{backend.upper()}"] = "ON"
+        found.of(lambda: _need_program({"vulkan": "glslc", "hip": "hipconfig"}[backend], f"--backend {backend}"))
+    if options.ui:
+        found.of(lambda: _need_program("npm", "--ui"))
+    if not any(re.match(r"-D\s*GGML_NATIVE(:BOOL)?=(OFF|0|NO|FALSE)$", word, re.IGNORECASE) for word in options.extra):
+        inputs["cpu"] = toolchain.cpu_features()
+    cache = find_tool("ccache") or find_tool("sccache")
+    found.reasons.append(
+        f"{Path(cache).name} caches compilations" if cache else "no ccache: every build compiles all anew"
+    )
+    arguments = ["-G", generator, *(f"-D{k}={v}" for k, v in defines.items()), *arguments, *options.extra]
+    inputs["arguments"] = arguments
+    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    folder = ws.made / (f"build-work-{name}" if options.work_tree else f"build-{name}")
+    jobs = options.jobs or toolchain.default_jobs()
+    targets = (*TARGETS, *test_targets(ws)) if options.tests else TARGETS
+    return Plan(
+        folder=folder,
+        backend=backend,
+        configure=[cmake, "-S", str(ws.tree), "-B", str(folder), *arguments],
+        compile=[cmake, "--build", str(folder), "--parallel", str(jobs), "--target", *targets],
+        targets=targets,
+        inputs=inputs,
+        reasons=found.reasons,
+        problems=found.problems,
+        disk=_disk_needed(backend, len(archs), options.tests),
+    )
+
+
+@dataclass
+class _Findings:
+    """Collects, while a plan is made, why things were chosen and what will not work."""
+
+    reasons: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def of(self, question: Callable[[], T]) -> T | None:
+        """The answer, or None when it is a problem."""
+        try:
+            return question()
+        except UserError as e:
+            self.problems.append(str(e))
+            return None
+
+
+def _choose_backend(options: Options, found: _Findings) -> tuple[str, tuple[str, ...]]:
+    """The backend and the CUDA architectures, with a reason for each choice."""
+    if options.cuda_arch and options.backend not in (None, "cuda"):
+        raise UserError(f"--cuda-arch is for --backend cuda, not for {options.backend}")
+    asked = None if options.cuda_arch in (None, "native") else toolchain.parse_archs(options.cuda_arch)
+    ask_gpu = options.backend in (None, "cuda")
+    gpus, cuda = (toolchain.find_gpus(), toolchain.find_cuda()) if ask_gpu else ([], None)
+    backend, reason = _backend_and_reason(options, cuda, gpus)
+    found.reasons.append(f"backend {backend}: {reason}")
+    if backend == "metal" and sys.platform != "darwin":
+        found.problems.append("--backend metal builds on macOS only")
+    if backend != "cuda":
+        return backend, ()
+    if cuda is None:
+        found.problems.append(
+            "a CUDA build needs nvcc, and it is not on the PATH, in $CUDA_PATH or in /usr/local/cuda. Install the CUDA "
+            "toolkit, set CUDACXX to its nvcc, or build with --backend cpu."
+        )
+    archs = asked
+    if archs is None and gpus:
+        archs = toolchain.parse_archs(";".join(gpu.arch for gpu in gpus))
+        names = join_words(list(dict.fromkeys(gpu.name for gpu in gpus)))
+        found.reasons.append(f"CUDA architecture {';'.join(archs)}: {names}")
+    elif archs is None:
+        found.problems.append(
+            "nvidia-smi finds no GPU here, so there is none to build for. Name the architecture of the machine that "
+            "will run it: --cuda-arch 120 (several: --cuda-arch '86;89;120')."
+        )
+    if cuda and archs:
+        found.of(lambda: toolchain.check_archs(cuda, archs))
+    return backend, archs or ("native",)
+
+
+def _backend_and_reason(options: Options, cuda: toolchain.Cuda | None, gpus: list[toolchain.Gpu]) -> tuple[str, str]:
+    if options.backend:
+        return options.backend, "--backend was given"
+    if options.cuda_arch:
+        return "cuda", "--cuda-arch was given"
+    if cuda and gpus:
+        return "cuda", f"nvcc {toolchain.dotted(cuda.version)} and {gpus[0].name} are here"
+    if sys.platform == "darwin":
+        return "metal", "this is macOS"
+    if gpus:
+        return "cpu", f"{gpus[0].name} is here but no nvcc; install the CUDA toolkit to use it"
+    if cuda:
+        return "cpu", "nvcc is here but no GPU; --cuda-arch 120 (say) builds for another machine"
+    return "cpu", "neither nvcc nor an NVIDIA GPU is here"
+
+
+def _cublas_arguments(cuda: toolchain.Cuda, extra: tuple[str, ...], found: _Findings) -> list[str]:
+    if any("CUDA_cublas_LIBRARY" in word for word in extra):
+        return []
+    cublas = toolchain.find_cublas(cuda)
+    if cublas is None:
+        major = cuda.version[0]
+        package = "nvidia-cublas" if major >= 13 else f"nvidia-cublas-cu{major}"
+        raise UserError(
+            f"{cuda.nvcc} has no cuBLAS beside it (libcublas and cublas_v2.h under {cuda.root}), and llama.cpp links "
+            f"it. Install it with the toolkit (Debian: libcublas-dev-{major}-{cuda.version[1]}) or with 'pip install "
+            f"{package}', or say where it is: build-fork ... -- -DCUDA_cublas_LIBRARY=FILE "
+            "-DCUDA_cublasLt_LIBRARY=FILE '-DCMAKE_CUDA_FLAGS=-isystem FOLDER'."
+        )
+    arguments, reason = cublas
+    found.reasons += [reason] if reason else []
+    return arguments
+
+
+def _need_program(name: str, wanted_by: str) -> None:
+    if not find_tool(name):
+        raise UserError(
+            f"{wanted_by} needs {name}, which is not on the PATH. Install it, or build without {wanted_by}."
+        )
+
+
+def _patches_hash(ws: Workspace) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in ws.patches.rglob("*") if p.is_file()):
+        data = path.read_bytes()
+        digest.update(f"{path.relative_to(ws.patches).as_posix()} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+def _disk_needed(backend: str, archs: int, tests: bool) -> int:
+    """Bytes a build takes at most, with the source and without the compiler cache."""
+    return {"cuda": 700 + 500 * archs, "hip": 1500, "vulkan": 900}.get(backend, 500) * 10**6 + 400 * 10**6 * tests
+
+
+# Building
+
+
+def build(
+    ws: Workspace, options: Options, source: Path | None = None, url: str | None = None, say: Say = quiet
+) -> Plan:
+    """Make the build that `options` describe, unless it is there, and point `.fork/bin` to it.
+
+    Raises UserError when something is missing, does not compile, or does not pass the self-test. What was compiled
+    stays, so that the next call goes on from there.
+    """
+    plan = make_plan(ws, options)
+    if plan.problems:
+        raise UserError("\n".join(plan.problems))
+    ws.made.mkdir(exist_ok=True)
+    with ws.lock(plan.folder.name, say):
+        done = _stamp(plan) if not options.work_tree else None
+        if done and set(plan.targets) <= set(done["targets"]) and _programs_there(plan):
+            skipped = [c for c in done["checks"] if c["skipped"]]
+            if skipped and (checks := self_test(ws, plan.bin, plan.backend, say, only_if_more_than=skipped)):
+                _write_stamp(plan, checks)
+            say(f"{ws.show(plan.folder)} is up to date: same commit, patches, options and compiler; nothing to do")
+            _note_unsaved_work(ws, say)
+        else:
+            _make(ws, plan, options, source, url, say)
+    _link(ws, plan)
+    return plan
+
+
+def _make(ws: Workspace, plan: Plan, options: Options, source: Path | None, url: str | None, say: Say) -> None:
+    for reason in plan.reasons:
+        say(reason)
+    toolchain.check_disk(ws.made, plan.disk)
+    fetch_source(ws, source, url, say)
+    if options.work_tree:
+        if not ws.tree.is_dir():
+            checkout(ws, say=say)
+        say(f"building {ws.show(ws.tree)} as it is, not patches/")
+    else:
+        checkout(ws, say=say)
+    plan.folder.mkdir(exist_ok=True)
+    (plan.folder / STAMP).unlink(missing_ok=True)
+    env = _environment(ws, plan)
+    with (plan.folder / LOG).open("w", encoding="utf-8") as log:
+        say(f"configuring {ws.show(plan.folder)} ({plan.backend})")
+        run_logged(plan.configure, env, log, "cmake could not configure the build", say)
+        for line in _warnings(plan.folder / LOG):
+            say(line)
+        start = time.monotonic()
+        say(f"compiling with {plan.compile[plan.compile.index('--parallel') + 1]} jobs; log: {plan.folder / LOG}")
+        run_logged(plan.compile, env, log, "the build failed", say)
+        say(f"compiled in {time.monotonic() - start:.0f} s")
+    missing = [name for name in plan.targets if not (plan.bin / name).is_file()]
+    if missing:
+        raise UserError(f"{plan.bin}: the build ended well but made no {join_words(missing)}; log: {plan.folder / LOG}")
+    _write_stamp(plan, self_test(ws, plan.bin, plan.backend, say) or [])
+
+
+def _environment(ws: Workspace, plan: Plan) -> dict[str, str]:
+    """The compiler cache finds objects again from another clone of the project, and never those of another CPU."""
+    env = dict(os.environ)
+    env.setdefault("CCACHE_BASEDIR", str(ws.root))
+    env.setdefault("CCACHE_NOHASHDIR", "1")
+    env.setdefault("CCACHE_SLOPPINESS", "time_macros")
+    if "cpu" in plan.inputs:
+        features = plan.folder / "cpu-features"
+        if not features.is_file() or features.read_text() != plan.inputs["cpu"]:
+            features.write_text(str(plan.inputs["cpu"]))
+        env.setdefault("CCACHE_EXTRAFILES", str(features))
+    # tools that pip installed beside a Python that is not activated
+    env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    return env
+
+
+def run_logged(words: list[str], env: Mapping[str, str], log: TextIO, what_failed: str, say: Say = quiet) -> None:
+    """Run a command with its output in `log` (an open text file), telling its progress in steps of ten percent.
+
+    Raises UserError with the lines that matter when it fails.
+    """
+    log.write(f"$ {shlex.join(words)}\n")
+    log.flush()
+    try:
+        process = subprocess.Popen(
+            words,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as e:
+        raise UserError(f"{what_failed}: {words[0]}: {e.strerror}") from e
+    lines: list[str] = []
+    told = 0
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            log.write(line)
+            lines.append(line.rstrip())
+            if (now := _percent(line)) is not None and now >= told + 10:
+                told = now - now % 10
+                say(f"  {told} %")
+                log.flush()
+        status = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    log.flush()
+    if status:
+        shown = "\n".join(f"  {line}" for line in relevant_lines(lines))
+        raise UserError(f"{what_failed} (exit status {status})\n{shown}\nThe whole log: {log.name}")
+
+
+def _percent(line: str) -> int | None:
+    """How far a build is, from ninja's `[12/224]` or make's `[ 12%]`."""
+    if match := re.match(r"\[(\d+)/(\d+)\]", line):
+        return 100 * int(match[1]) // int(match[2])
+    return int(match[1]) if (match := re.match(r"\[ *(\d+)%\]", line)) else None
+
+
+def relevant_lines(lines: list[str], most: int = 14) -> list[str]:
+    """The lines of a failed build that say why: errors with what follows them, else the last lines."""
+    reason = re.compile(r"(\berror\b|\bfatal\b|CMake Error|undefined reference|No space left|Killed|not found)", re.I)
+    lines = [line for line in lines if line.strip() and not re.match(r"\[\d+/\d+\]|FAILED:|.*-- Configuring", line)]
+    at = [i for i, line in enumerate(lines) if reason.search(line) and len(line) < 400]
+    if not at:
+        return [line[:300] for line in lines[-most:]]
+    keep = sorted({i + k for i in at for k in range(4) if i + k < len(lines)})[:most]
+    return [lines[i][:300] for i in keep]
+
+
+def _warnings(log: Path) -> list[str]:
+    """What cmake found missing and goes on without, as far as the user will feel it."""
+    text = log.read_text("utf-8", "replace")
+    lines = []
+    if "OpenSSL not found" in text:
+        lines.append("no OpenSSL headers: llama-server cannot download models itself (-hf); all else works")
+    if re.search(r"Could NOT find OpenMP", text):
+        lines.append("no OpenMP: the CPU backend uses its own threads")
+    return lines
+
+
+# What is there already
+
+
+def _stamp(plan: Plan) -> dict | None:
+    try:
+        found = json.loads((plan.folder / STAMP).read_text("utf-8"))
+        return found if found["inputs"] == json.loads(json.dumps(plan.inputs)) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_stamp(plan: Plan, checks: list[Check]) -> None:
+    stamp = {"inputs": plan.inputs, "targets": plan.targets, "checks": [check.__dict__ for check in checks]}
+    part = plan.folder / f"{STAMP}.part"
+    part.write_text(json.dumps(stamp, indent=1) + "\n", "utf-8")
+    part.replace(plan.folder / STAMP)
+
+
+def _programs_there(plan: Plan) -> bool:
+    return all((plan.bin / name).is_file() for name in plan.targets)
+
+
+def _note_unsaved_work(ws: Workspace, say: Say) -> None:
+    if (ws.tree / ".git").is_dir() and (work := unsaved_work(ws)):
+        say(f"note: {ws.show(ws.tree)} has {'; '.join(work)}, which is not in patches/ nor in this build")
+
+
+def _link(ws: Workspace, plan: Plan) -> None:
+    target = os.path.relpath(plan.bin, ws.made)
+    if ws.bin.is_symlink() and ws.bin.readlink() == Path(target):
+        return
+    if ws.bin.exists() and not ws.bin.is_symlink():
+        raise UserError(f"{ws.show(ws.bin)} is in the way: it should be a link to {target}. Move it away.")
+    with ws.scratch() as scratch:
+        (scratch / "bin").symlink_to(target)
+        (scratch / "bin").replace(ws.bin)
