@@ -17,6 +17,23 @@ from dflash_tools.fork.source import fetch_source
 from dflash_tools.fork.workspace import Workspace
 from dflash_tools.fork.worktree import checkout, export
 
+# Programs of the names that build-fork wants, each of one line. BROKEN is there to be defined by a test.
+FAKE_CMAKE = """\
+cmake_minimum_required(VERSION 3.14)
+project(stand-in CXX)
+include(CTest)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+foreach(name llama-server llama-cli llama-speculative-simple llama-quantize llama-bench test-backend-ops
+        test-arg-parser test-sampling test-batch-alloc test-llama-archs test-recurrent-state-rollback
+        test-save-load-state test-model-resolution)
+    add_executable(${name} src/program.cpp)
+    add_test(NAME ${name} COMMAND ${name})
+endforeach()
+"""
+FAKE_PROGRAM = """\
+#include <cstdio>
+int main() { std::puts("version: stand-in"); return 0; }
+"""
 WHO = {"NAME": "A. Person", "EMAIL": "a@example.org", "DATE": "2026-01-02T03:04:05+0200"}
 HEADER = "Why: it is needed.\nUpstream: not proposed.\nDrop-when: the line is there."
 
@@ -46,6 +63,8 @@ def write_fake_source(folder: Path) -> None:
     (folder / "src" / "long.cpp").write_text("".join(f"int line_{n} = {n};\n" for n in range(1, 61)))
     # the same ten lines twice, so that a hunk can fit in two places
     (folder / "src" / "twice.cpp").write_text("".join(f"case {n % 10}: break;\n" for n in range(40)))
+    (folder / "CMakeLists.txt").write_text(FAKE_CMAKE)
+    (folder / "src" / "program.cpp").write_text(FAKE_PROGRAM)
     (folder / "README.md").write_text("Déjà vu\n", "utf-8")
     (folder / "dos.txt").write_bytes(b"one\r\ntwo\r\n")
     (folder / "tool.sh").write_text("#!/bin/sh\necho tool\n")

@@ -89,7 +89,7 @@ def bin_dir(ws: Workspace | None = None) -> Path:
     return ws.bin
 
 
-def test_targets(ws: Workspace) -> tuple[str, ...]:
+def ctest_programs(ws: Workspace) -> tuple[str, ...]:
     """Names of the ctest programs to build and run: upstream's for the touched code, and those the patches add."""
     series = read_series(ws.patches)
     added: list[str] = []
@@ -159,7 +159,7 @@ def make_plan(ws: Workspace, options: Options) -> Plan:
     name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
     folder = ws.made / (f"build-work-{name}" if options.work_tree else f"build-{name}")
     jobs = options.jobs or toolchain.default_jobs()
-    targets = (*TARGETS, *test_targets(ws)) if options.tests else TARGETS
+    targets = (*TARGETS, *ctest_programs(ws)) if options.tests else TARGETS
     return Plan(
         folder=folder,
         backend=backend,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dflash_tools.errors import UserError, run_cli
-from dflash_tools.fork.build import BACKENDS, Options, Plan, bin_dir, build, make_plan, test_targets
+from dflash_tools.fork.build import BACKENDS, Options, Plan, bin_dir, build, make_plan, ctest_programs
 from dflash_tools.fork.selftest import converted_pair
 from dflash_tools.fork.series import validate
 from dflash_tools.fork.source import fetch_source, pinned_tree
@@ -157,7 +157,7 @@ def _show_plan(ws: Workspace, plan: Plan) -> None:
 
 def _test(ws: Workspace, args: argparse.Namespace) -> int:
     plan = build(ws, _options(args, True), args.source, args.source_url, say)
-    names = test_targets(ws)
+    names = ctest_programs(ws)
     ctest = Path(plan.configure[0]).with_name("ctest")
     words = [str(ctest) if ctest.is_file() else find_tool("ctest") or "ctest", "--test-dir", str(plan.folder)]
     words += ["--output-on-failure", "--no-tests=error", "-j", str(args.jobs or default_jobs())]

@@ -173,7 +173,9 @@ def parse_archs(text: str) -> tuple[str, ...]:
     """
     archs: set[str] = set()
     for word in filter(None, re.split(r"[;,\s]+", text.strip())):
-        match = re.fullmatch(r"(?:sm_|compute_)?(?:(\d{2,3})|(\d{1,2})\.(\d))([af]?)(-real|-virtual)?", word.lower())
+        match = re.fullmatch(
+            r"(?:sm_|compute_)?(?:(\d{2,3})|(\d{1,2})\.(\d))([af]?)(-real|-virtual)?", word.lower(), re.ASCII
+        )
         number = int(match[1] or match[2] + match[3]) if match else 0
         if not match or number not in FIRST_CUDA:
             known = ", ".join(map(str, FIRST_CUDA))
