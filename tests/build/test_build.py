@@ -14,7 +14,7 @@ from build_helpers import FAKE_PROGRAM, Upstream, commit
 from dflash_tools.errors import UserError
 from dflash_tools.fork import build as building
 from dflash_tools.fork import cli, selftest, toolchain
-from dflash_tools.fork.build import PROGRAMS, STAMP, Options, bin_dir, build, make_plan, relevant_lines, ctest_programs
+from dflash_tools.fork.build import PROGRAMS, STAMP, Options, bin_dir, build, ctest_programs, make_plan, relevant_lines
 from dflash_tools.fork.workspace import Workspace
 from dflash_tools.fork.worktree import export
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dflash_tools.errors import UserError, run_cli
-from dflash_tools.fork.build import BACKENDS, Options, Plan, bin_dir, build, make_plan, ctest_programs
+from dflash_tools.fork.build import BACKENDS, Options, Plan, bin_dir, build, ctest_programs, make_plan
 from dflash_tools.fork.selftest import converted_pair
 from dflash_tools.fork.series import validate
 from dflash_tools.fork.source import fetch_source, pinned_tree
