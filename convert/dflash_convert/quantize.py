@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import gguf
 import numpy as np
 from dflash_tools.errors import UserError
@@ -43,16 +46,16 @@ def encode_rows(rows: np.ndarray, source: LazyTensor, first: int, kind: T) -> np
     if (source.dtype, kind) in _SAME:
         return rows
     with np.errstate(over="ignore"):
-        values = as_float32(rows, source.dtype)
-        if kind is T.F16:
-            out = values.astype(np.float16)
+        if source.dtype == "BF16" and kind is T.F16:
+            out = _bf16_in_f16()[rows]
             finite = _all_finite(out, "F16")
         else:
-            out = gguf.quants.quantize(values, kind)
-            finite = kind is T.F32 or _all_finite(_scales(out, kind), "BF16" if kind is T.BF16 else "F16")
-            finite = finite and _all_finite(values, "F32")
+            values = as_float32(rows, source.dtype)
+            out = _ENCODERS[kind](values)
+            # what can overflow: the numbers themselves, or the float16 scale of a block
+            finite = _all_finite(values, "F32") and _all_finite(*_EXPOSED[kind](out))
     if not finite:
-        largest = np.abs(values if source.dtype == "BF16" else rows).max()
+        largest = np.abs(as_float32(rows, "BF16") if source.dtype == "BF16" else rows).max()
         raise UserError(
             f"{source.file}: {source.name} holds numbers up to {largest:.4g}, too large for {kind.name}. "
             "Use --outtype bf16."
@@ -60,11 +63,52 @@ def encode_rows(rows: np.ndarray, source: LazyTensor, first: int, kind: T) -> np
     return out
 
 
-def _scales(out: np.ndarray, kind: T) -> np.ndarray:
-    """What can overflow in `out`: the numbers themselves, or the float16 scale that heads each block of Q8_0."""
-    if kind is not T.Q8_0:
-        return out.view(np.uint16)
-    return np.ascontiguousarray(out.reshape(-1, 34)[:, :2]).view(np.uint16)
+@cache
+def _bf16_in_f16() -> np.ndarray:
+    """Every bfloat16 (by its bits) as float16; several times as fast as converting."""
+    return as_float32(np.arange(1 << 16, dtype=np.uint16), "BF16").astype(np.float16)
+
+
+def _to_bf16(values: np.ndarray) -> np.ndarray:
+    """float32 -> bits of bfloat16, to nearest even; for finite numbers, so that adding cannot overflow."""
+    bits = values.view(np.uint32)
+    return ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def _to_q8_0(values: np.ndarray) -> np.ndarray:
+    """float32 rows -> [blocks, 34] bytes: per 32 numbers a float16 scale d = max/127, then round(x / d) as int8.
+
+    The rounding is ggml's (`roundf`: halves away from zero) and the bits are those of gguf.quants, at twice its speed.
+    """
+    blocks = values.reshape(-1, 32)
+    largest = np.abs(blocks)
+    for width in (16, 8, 4, 2, 1):
+        largest = np.maximum(largest[:, :width], largest[:, width:])
+    d = largest / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = blocks * np.where(d == 0, np.float32(0), np.float32(1) / d)
+        whole = np.trunc(scaled)
+        scaled -= whole
+        scaled *= 2
+        whole += np.trunc(scaled, out=scaled)
+        out = np.empty((len(blocks), 34), dtype=np.uint8)
+        out[:, :2] = d.astype(np.float16).view(np.uint8)
+        out[:, 2:] = whole.astype(np.int8).view(np.uint8)
+    return out
+
+
+_ENCODERS: dict[T, Callable[[np.ndarray], np.ndarray]] = {
+    T.F32: lambda values: values,
+    T.F16: lambda values: values.astype(np.float16),
+    T.BF16: _to_bf16,
+    T.Q8_0: _to_q8_0,
+}
+_EXPOSED: dict[T, Callable[[np.ndarray], tuple[np.ndarray, str]]] = {
+    T.F32: lambda out: (out, "F32"),
+    T.F16: lambda out: (out, "F16"),
+    T.BF16: lambda out: (out, "BF16"),
+    T.Q8_0: lambda out: (np.ascontiguousarray(out[:, :2]).view(np.float16), "F16"),
+}
 
 
 def _all_finite(values: np.ndarray, dtype: str) -> bool:

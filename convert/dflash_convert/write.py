@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -22,9 +25,12 @@ from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.general import general_keys
 from dflash_convert.gguf_file import Metadata, f32, i32_array, u32
 from dflash_convert.quantize import OUTTYPES, encode_rows, tensor_type
+from dflash_convert.tensors import LazyTensor
 
-CHUNK_ELEMENTS = 4 << 20
+CHUNK_ELEMENTS = 1 << 20  # small enough for a processor's cache
+WORKERS = 4
 ALIGNMENT = 32
+Piece = Callable[[], np.ndarray]
 _ARRAY_TYPES = {np.dtype(np.float32): T.F32, np.dtype(np.int64): T.I64}
 
 
@@ -65,7 +71,7 @@ def write_drafter(
             for tensor, kind, size in zip(drafter.tensors, kinds, sizes, strict=True):
                 _pad(f)
                 start = f.tell()
-                for piece in _pieces(tensor, kind):
+                for piece in _in_parallel(_pieces(tensor, kind)):
                     f.write(memoryview(np.ascontiguousarray(piece)).cast("B"))
                     progress(done + f.tell() - start, sum(sizes))
                 if f.tell() - start != size:
@@ -113,26 +119,41 @@ def _nbytes(tensor: OutTensor, kind: T) -> int:
     return prod(tensor.shape) // block * size
 
 
-def _pieces(tensor: OutTensor, kind: T) -> Iterator[np.ndarray]:
-    """The tensor's bytes in order, a bounded number of rows at a time."""
-    source, order = tensor.source, tensor.row_order
+def _pieces(tensor: OutTensor, kind: T) -> Iterator[Piece]:
+    """What reads and encodes the tensor's bytes, in order, a bounded number of rows at a time."""
+    source = tensor.source
     if isinstance(source, np.ndarray):
-        yield source
+        yield lambda: source
         return
-    if len(tensor.shape) == 1:
-        values = source.read_rows(0, 1)
-        if order is not None:
-            values = values.reshape(-1, len(order))[:, list(order)].reshape(1, -1)
-        yield encode_rows(values, source, 0, kind)
-        return
-    n_rows, group = prod(tensor.shape[:-1]), len(order) if order is not None else 1
+    n_rows, group = prod(tensor.shape[:-1]), len(tensor.row_order or (0,))
     step = max(1, CHUNK_ELEMENTS // source.row_size // group) * group
     for start in range(0, n_rows, step):
-        stop = min(start + step, n_rows)
-        rows = source.read_rows(start, stop)
-        if order is not None:
-            rows = rows.reshape(-1, group, source.row_size)[:, list(order)].reshape(stop - start, source.row_size)
-        yield encode_rows(rows, source, start * source.row_size, kind)
+        yield partial(_encode, source, tensor.row_order, kind, start, min(start + step, n_rows))
+
+
+def _encode(source: LazyTensor, order: tuple[int, ...] | None, kind: T, start: int, stop: int) -> np.ndarray:
+    rows = source.read_rows(start, stop)
+    if order is not None:
+        # of a vector, the elements are reordered
+        columns = source.row_size if len(source.shape) > 1 else 1
+        rows = rows.reshape(-1, len(order), columns)[:, list(order)].reshape(rows.shape)
+    return encode_rows(rows, source, start * source.row_size, kind)
+
+
+def _in_parallel(pieces: Iterable[Piece]) -> Iterator[np.ndarray]:
+    """Their results in order, the next few under way meanwhile (NumPy and the disk release the interpreter)."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting: deque[Future[np.ndarray]] = deque()
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(piece))
+                if len(waiting) > WORKERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _pad(f: BinaryIO) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dflash_convert.pretokenizer import QWEN2
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from dflash_convert.pretokenizer import QWEN2
 
 VOCAB = 320
 LAYERS = 8
