@@ -108,7 +108,8 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
     run_git("commit", "-q", "-m", "the pinned one", cwd=repo)
     commit = run_git("rev-parse", "HEAD", cwd=repo)
     tree = run_git("rev-parse", "HEAD^{tree}", cwd=repo)
-    run_git("commit", "-q", "--allow-empty", "-m", "later", cwd=repo)
+    (repo / "README.md").write_text("later\n")
+    run_git("commit", "-q", "-a", "-m", "later", cwd=repo)
     run_git("repack", "-q", "-a", "-d", cwd=repo)
     sdist = folder / "llama_stand_in-1.0.tar.gz"
     make_sdist(sdist, repo)

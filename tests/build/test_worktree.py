@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from build_helpers import HEADER, commit, patch_files, replace_line, run_git
+from build_helpers import HEADER, commit, patch_files, replace_line, run_git, with_pin
 from dflash_tools.errors import UserError
 from dflash_tools.fork.series import validate
+from dflash_tools.fork.source import fetch_source
 from dflash_tools.fork.worktree import BEFORE_FORCE, checkout, export
 
 
@@ -211,6 +212,20 @@ def test_merge_and_foreign_history_are_refused(series):
     run_git("commit", "-q", "-m", "loop : lost", cwd=series.tree)
     with pytest.raises(UserError, match="does not stand on the pinned commit"):
         export(series)
+
+
+def test_series_moves_to_another_pin_as_the_documentation_says(series, upstream):
+    new = run_git("rev-parse", "master", cwd=upstream.repo)
+    assert new != series.pin.commit
+    run_git("fetch", "-q", "--depth=1", f"file://{upstream.repo}", new, cwd=series.tree)
+    run_git("rebase", "-q", "--onto", new, "pinned", "fork", cwd=series.tree)
+    run_git("tag", "-f", "pinned", new, cwd=series.tree)
+    shutil.rmtree(series.pinned_git)
+    moved = with_pin(series, commit=new, tree=run_git("rev-parse", f"{new}^{{tree}}", cwd=upstream.repo))
+    fetch_source(moved, upstream.repo)
+    assert len(export(moved)) == 2
+    assert [p for r in validate(moved) for p in r.problems] == []
+    checkout(moved)
 
 
 def test_export_and_checkout_say_what_to_do_when_they_cannot_start(fetched):
