@@ -1,0 +1,58 @@
+"""The hidden states that the drafter gets are those of the Hugging Face target, row by row.
+
+The probed runs are speculative, so the rows come from prompt batches and from verify batches, of which the rejected
+rows were rolled back: a row left over from a rejected draft, or a recurrent state that was not restored, shows here.
+"""
+
+from __future__ import annotations
+
+import torch
+from reference_dflash import DFlash
+
+# float32 with sums in another order, over up to 8 layers and values up to 23. Measured at most 3.3e-5 up to 160 tokens
+# and 9.4e-5 up to 660: rotation angles are float32 on both sides, so the gap grows with the position (a float64 target
+# lies between them). A wrong layer or row differs by more than 3.
+TOLERANCE = 5e-4
+
+
+def taps_of(drafter, target):
+    return drafter.taps if isinstance(drafter, DFlash) else drafter.taps(target.layer_count)
+
+
+def test_features_equal_the_layer_outputs_of_the_reference(case, length, jobs, truth, target, drafter):
+    taps = taps_of(drafter(case), target(case.pair))
+    gaps, rows, accepted, rolled_back = [], 0, 0, 0
+    for job in jobs(case, length):
+        assert job.taps == [tap + 1 for tap in taps], "llama.cpp names the layer after the tapped one"
+        wanted = truth(case.pair, job).features(taps)[: len(job.features)]
+        gaps.append((job.features - wanted).abs().max().item())
+        rows += len(job.features)
+        accepted += sum(r.accepted for r in job.rounds)
+        rolled_back += sum(len(r.draft) - r.accepted for r in job.rounds)
+    scale = wanted.abs().max().item()
+    print(f"{case} {length}: {rows} rows x {len(taps)} taps, max abs error {max(gaps):.2g} at values up to {scale:.3g}")
+    assert accepted > 0, "no draft was accepted: no row of these runs comes from a verify batch of several tokens"
+    assert rolled_back > 0, "no draft was rejected: nothing was rolled back in these runs"
+    assert max(gaps) <= TOLERANCE, f"max abs error per text {gaps}, allowed {TOLERANCE}"
+
+
+def test_a_tap_one_layer_off_would_be_noticed(case, jobs, truth, target, drafter):
+    taps = taps_of(drafter(case), target(case.pair))
+    job = jobs(case, "short")[0]
+    run = truth(case.pair, job)
+    gaps = {}
+    for shift in (-1, 1):
+        wanted = run.features([tap + shift for tap in taps])[: len(job.features)]
+        per_tap = (job.features - wanted).abs().amax(0).view(len(taps), -1).amax(1)
+        gaps[shift] = per_tap.min().item()
+    print(f"{case}: taps shifted by -1 and 1: max abs error of the best tap {gaps}")
+    assert min(gaps.values()) > 100 * TOLERANCE, f"a shifted tap differs by only {gaps}; tolerance {TOLERANCE}"
+
+
+def test_a_row_one_position_off_would_be_noticed(case, jobs, truth, target, drafter):
+    taps = taps_of(drafter(case), target(case.pair))
+    job = jobs(case, "short")[0]
+    wanted = truth(case.pair, job).features(taps)[: len(job.features)]
+    gap = (job.features - torch.roll(wanted, 1, 0))[1:].abs().amax(1).min().item()
+    print(f"{case}: rows shifted by one: max abs error of the best row {gap:.2g}")
+    assert gap > 100 * TOLERANCE, f"some neighbouring rows differ by only {gap}; tolerance {TOLERANCE}"
