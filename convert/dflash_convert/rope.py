@@ -60,11 +60,22 @@ def read_rope(config: Config, head_dim: int, default_theta: float | None) -> Rop
     return Rope(
         theta=theta,
         scaling=_scaling_keys(params, config, kind),
-        partial=partial.optional_number("partial_rotary_factor", positive=True),
+        partial=_partial(partial, head_dim),
         sections=(sections + (0,) * 4)[:4] if sections else None,
         freq_factors=_llama3_factors(params, config, head_dim, theta or 1e4) if kind == "llama3" else None,
         warnings=_warnings(params, kind),
     )
+
+
+def _partial(place: Config, head_dim: int) -> float | None:
+    """The share of a head's dimensions that is rotated."""
+    share = place.optional_number("partial_rotary_factor", positive=True)
+    if share is not None and (share > 1 or int(head_dim * share) % 2 or int(head_dim * share) == 0):
+        raise UserError(
+            f"{place.where('partial_rotary_factor')} is {share}; an even number of the {head_dim} dimensions of a head "
+            "must be rotated"
+        )
+    return share
 
 
 def _scaling_keys(params: Config, config: Config, kind: str) -> Metadata:

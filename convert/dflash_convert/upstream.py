@@ -16,6 +16,7 @@ import dflash_tools
 from dflash_tools.errors import UserError
 
 import dflash_convert
+from dflash_convert.checkpoint import find_weight_files
 from dflash_convert.upstream_bridge import USER_ERROR_MARK, USER_ERROR_STATUS
 
 TARGET_OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
@@ -36,7 +37,10 @@ def convert_target(hf_dir: Path, outfile: Path, outtype: str = "f16", *, llama_c
         raise UserError(
             "converting a whole target needs torch: `pip install torch` (converting a drafter does not need it)"
         )
-    outfile = Path(outfile)
+    hf_dir, outfile = Path(hf_dir), Path(outfile)
+    if not find_weight_files(hf_dir):
+        # upstream would write a file without tensors
+        raise UserError(f"{hf_dir}: no weights here (model*.safetensors or pytorch_model*.bin)")
     if not outfile.parent.is_dir():
         raise UserError(f"{outfile}: the directory {outfile.parent} does not exist")
     part = outfile.with_name(f".{outfile.name}.{os.getpid()}.part")

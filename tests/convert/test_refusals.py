@@ -23,7 +23,6 @@ from checkpoints import (
     save,
     write_json,
 )
-
 from dflash_convert.cli import convert, main
 from dflash_tools.errors import UserError
 
