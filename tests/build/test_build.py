@@ -185,6 +185,33 @@ def test_deleted_program_and_damaged_stamp_are_built_again(broken):
     assert any(line.startswith("compiled in") for line in lines)
 
 
+def test_build_that_fails_the_second_time_is_not_done_any_more(broken, monkeypatch):
+    ws = broken(FAKE_PROGRAM + "// three\n")
+    plan = build(ws, CPU)
+    (plan.bin / "llama-cli").unlink()
+    monkeypatch.setattr(selftest, "_check_start", lambda *_: (_ for _ in ()).throw(UserError("self-test: no")))
+    with pytest.raises(UserError, match="self-test: no"):
+        build(ws, CPU)
+    assert (plan.bin / "llama-cli").is_file() and not (plan.folder / STAMP).exists()
+
+
+@pytest.mark.skipif(shutil.which("ccache") is None, reason="ccache is not installed")
+def test_compiler_cache_serves_another_clone_but_never_another_cpu(templates, upstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "cache"))
+    misses = []
+    for name in ("first", "other-path/second", "third"):
+        ws = Workspace(tmp_path / name, upstream.pin)
+        shutil.copytree(templates["fetched"], ws.root, symlinks=True)
+        if name == "third":
+            monkeypatch.setattr(toolchain, "cpu_features", lambda: "another CPU")
+        build(ws, dataclasses.replace(CPU, extra=("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache",)))
+        stats = subprocess.run(["ccache", "--print-stats"], capture_output=True, text=True, check=True).stdout
+        misses.append(int(dict(line.split() for line in stats.splitlines() if "\t" in line)["cache_miss"]))
+    assert misses[0] > 0
+    assert misses[1] == misses[0], "the second clone compiles nothing"
+    assert misses[2] > misses[1], "code for another CPU is not taken"
+
+
 def test_edits_stop_a_build_of_the_patches_and_are_built_with_work_tree(series):
     (series.tree / "src" / "program.cpp").write_text(FAKE_PROGRAM.replace("stand-in", "edited"))
     with pytest.raises(UserError, match=r"src/program\.cpp.*export"):

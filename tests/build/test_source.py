@@ -247,9 +247,10 @@ def test_sdist_cannot_write_outside_the_objects(ws, upstream, tmp_path):
 def test_replace_refs_and_grafts_of_a_source_are_ignored(ws, upstream, tmp_path):
     clone = tmp_path / "clone"
     run_git("clone", "-q", upstream.repo, clone, cwd=tmp_path)
-    blob = run_git("rev-parse", f"{upstream.pin.commit}:src/new.cpp", cwd=clone)
-    other = run_git("hash-object", "-w", "--stdin", cwd=clone, stdin="int main() { return 1; }\n")
-    run_git("replace", blob, other, cwd=clone)
+    folder = run_git("rev-parse", f"{upstream.pin.commit}:src", cwd=clone)
+    blob = run_git("hash-object", "-w", "--stdin", cwd=clone, stdin="int main() { return 1; }\n")
+    other = run_git("mktree", cwd=clone, stdin=f"100644 blob {blob}\tnew.cpp\n")
+    run_git("replace", folder, other, cwd=clone)
     fetch_source(ws, clone)
     assert_is_the_pinned_tree(ws)
 

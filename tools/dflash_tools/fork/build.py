@@ -388,7 +388,8 @@ def run_logged(words: list[str], env: Mapping[str, str], log: TextIO, what_faile
     log.flush()
     if status:
         shown = "\n".join(f"  {line}" for line in relevant_lines(lines))
-        raise UserError(f"{what_failed} (exit status {status})\n{shown}\nThe whole log: {log.name}")
+        how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+        raise UserError(f"{what_failed} ({how})\n{shown}\nThe whole log: {log.name}")
 
 
 def _percent(line: str) -> int | None:

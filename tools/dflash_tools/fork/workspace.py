@@ -6,6 +6,7 @@ import contextlib
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,15 @@ class Workspace:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A new folder under `.fork/`, so that renaming out of it is atomic; gone at the end, whatever happens."""
+        """A new folder under `.fork/`, so that renaming out of it is atomic; gone at the end, whatever happens.
+
+        What a killed run left is swept a day later.
+        """
         self.made.mkdir(exist_ok=True)
+        for left in self.made.glob("tmp-*"):
+            with contextlib.suppress(OSError):  # another run may be sweeping too
+                if time.time() - left.stat().st_mtime > 86400:
+                    shutil.rmtree(left)
         folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=self.made))
         try:
             yield folder
