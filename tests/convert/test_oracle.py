@@ -29,6 +29,7 @@ from checkpoints import (
     write_json,
 )
 from dflash_convert.cli import convert
+from dflash_convert.pretokenizer import name_from_tokenizer_json
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -226,7 +227,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> dict[str
         tensors = case.edit(directory, make_tensors(shape_config, seed=i, **kwargs))
         save(directory, config, tensors, case.dtype, case.shards)
         pair = Pair(directory, targets[key], root / f"ours-{i}.gguf", root / f"theirs-{i}.gguf")
-        jobs.append([str(directory), "--target-model-dir", str(pair.target),
+        jobs.append(["qwen2", str(directory), "--target-model-dir", str(pair.target),
                      "--outfile", str(pair.theirs), "--outtype", case.outtype])  # fmt: skip
         found[name] = pair
     errors = run_upstream(llama_cpp, jobs, root)
@@ -235,11 +236,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> dict[str
     return found
 
 
-def run_upstream(llama_cpp: Path, jobs: list[list[str]], tmp: Path, pre: str = "qwen2") -> list[str | None]:
+def run_upstream(llama_cpp: Path, jobs: list[list[str]], tmp: Path) -> list[str | None]:
+    """Jobs are [name of the pre-tokenizer, argument, ...]; returns the error of each, None for success."""
     write_json(tmp / "jobs.json", jobs)
     script = Path(__file__).with_name("upstream_oracle.py")
     done = subprocess.run(
-        [sys.executable, script, llama_cpp, tmp / "jobs.json", pre], capture_output=True, text=True, check=False
+        [sys.executable, script, llama_cpp, tmp / "jobs.json"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -280,3 +282,20 @@ def short(value: Any) -> str:
 def test_oracle_covers_both_families_and_all_types() -> None:
     assert {c.family for c in CASES.values()} == {"dflash", "eagle3"}
     assert {c.outtype for c in CASES.values()} == {"f32", "f16", "bf16", "q8_0"}
+
+
+TINY = Path(__file__).parents[2] / "models" / "tiny"
+TINY_PAIRS = (("qwen3", "dflash"), ("qwen3", "eagle3"), ("qwen35", "dflash"))
+
+
+def test_trained_tiny_pairs_equal_upstreams_files(tmp_path: Path, llama_cpp: Path) -> None:
+    jobs = []
+    for target, drafter in TINY_PAIRS:
+        pre = name_from_tokenizer_json(TINY / target / "target" / "tokenizer.json")
+        jobs.append([pre, str(TINY / target / drafter), "--target-model-dir", str(TINY / target / "target"),
+                     "--outfile", str(tmp_path / f"theirs-{target}-{drafter}.gguf"), "--outtype", "bf16"])  # fmt: skip
+    assert run_upstream(llama_cpp, jobs, tmp_path) == [None] * len(jobs)
+    for target, drafter in TINY_PAIRS:
+        ours = tmp_path / f"ours-{target}-{drafter}.gguf"
+        convert(TINY / target / drafter, TINY / target / "target", ours, "bf16", llama_cpp=llama_cpp)
+        assert_same_file(ours, tmp_path / f"theirs-{target}-{drafter}.gguf")

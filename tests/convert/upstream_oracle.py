@@ -1,6 +1,6 @@
 """Run llama.cpp's own convert_hf_to_gguf.py on a list of argument lists, in one process (imports take seconds).
 
-usage: python upstream_oracle.py LLAMA_CPP JOBS.json PRE   with JOBS.json = [[argument, ...], ...]
+usage: python upstream_oracle.py LLAMA_CPP JOBS.json   with JOBS.json = [[PRE, argument, ...], ...]
 
 The fixtures' tokenizers have no hash that it knows: PRE is the name it is told for them, nothing else is changed.
 Prints one JSON list: for each job null, or the error that it ended with.
@@ -15,23 +15,25 @@ from pathlib import Path
 
 
 def main() -> None:
-    tree, jobs, pre = sys.argv[1:]
+    tree, jobs = sys.argv[1:]
     sys.path[:0] = [tree, f"{tree}/gguf-py"]
     import convert_hf_to_gguf
     from conversion.base import TextModel
 
     original = TextModel.get_vocab_base_pre
 
+    told = ""
+
     def get_vocab_base_pre(self: object, tokenizer: object) -> str:
         try:
             return original(self, tokenizer)
         except NotImplementedError:
-            return pre
+            return told
 
     TextModel.get_vocab_base_pre = get_vocab_base_pre
     results: list[str | None] = []
-    for job in json.loads(Path(jobs).read_text(encoding="utf-8")):
-        sys.argv = ["convert_hf_to_gguf.py", *job]
+    for told, *arguments in json.loads(Path(jobs).read_text(encoding="utf-8")):  # noqa: B007 (the closure reads it)
+        sys.argv = ["convert_hf_to_gguf.py", *arguments]
         try:
             convert_hf_to_gguf.main()
             results.append(None)
