@@ -14,7 +14,8 @@ from build_helpers import FAKE_PROGRAM, Upstream, commit
 from dflash_tools.errors import UserError
 from dflash_tools.fork import build as building
 from dflash_tools.fork import cli, selftest, toolchain
-from dflash_tools.fork.build import PROGRAMS, STAMP, Options, bin_dir, build, ctest_programs, make_plan, relevant_lines
+from dflash_tools.fork.build import PROGRAMS, STAMP, Options, bin_dir, build, make_plan, relevant_lines
+from dflash_tools.fork.ctest import ASKS_THE_INTERNET, UPSTREAM, ctest_programs, run_tests
 from dflash_tools.fork.workspace import Workspace
 from dflash_tools.fork.worktree import export
 
@@ -127,13 +128,31 @@ def test_tests_are_built_on_top_and_run(built, monkeypatch, capfd):
     ws, plan, _ = built
     monkeypatch.setattr(cli, "find_workspace", lambda: ws)
     assert "test-loop" in ctest_programs(ws), "a test that a patch adds is one of ours"
-    monkeypatch.setattr(building, "ctest_programs", lambda _: building.UPSTREAM_TESTS)
-    monkeypatch.setattr(cli, "ctest_programs", lambda _: building.UPSTREAM_TESTS)
+    monkeypatch.setattr(building, "ctest_programs", lambda _: UPSTREAM)
+    monkeypatch.setattr(cli, "ctest_programs", lambda _: UPSTREAM)
     assert cli.main(["test", "--backend", "cpu"]) == 0
     out = capfd.readouterr().out
-    assert "100% tests passed, 0 tests failed out of 7" in out
-    assert (plan.folder / STAMP).is_file()
-    assert (plan.bin / "test-sampling").is_file()
+    assert "100% tests passed, 0 tests failed out of 6" in out and "test-arg-parser: passed" in out
+    assert (plan.folder / STAMP).is_file() and (plan.bin / "test-sampling").is_file()
+
+
+def fake_ctest(tmp_path: Path, said: str, status: int) -> str:
+    """A ctest whose tests all pass, except for the one that asks the internet."""
+    path = tmp_path / "ctest"
+    name = next(iter(ASKS_THE_INTERNET))
+    path.write_text(f"#!/bin/sh\ncase \"$*\" in *-V*{name}*) echo '{said}'; exit {status};; esac\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_test_that_fails_for_want_of_the_internet_is_not_a_failure_but_one_that_fails_before_is(tmp_path, capfd):
+    lines: list[str] = []
+    asks = next(iter(ASKS_THE_INTERNET.values()))
+    run_tests(fake_ctest(tmp_path, asks, 8), tmp_path, UPSTREAM, 1, lines.append)
+    assert lines == ["test-arg-parser: passed up to its last part, which failed because it asks the internet"]
+    with pytest.raises(UserError, match="test-arg-parser failed"):
+        run_tests(fake_ctest(tmp_path, "assertion failed", 8), tmp_path, UPSTREAM, 1)
+    assert "assertion failed" in capfd.readouterr().out
 
 
 # builds that go wrong

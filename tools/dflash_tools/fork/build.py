@@ -22,8 +22,8 @@ from typing import TextIO, TypeVar
 
 from dflash_tools.errors import UserError, join_words
 from dflash_tools.fork import toolchain
+from dflash_tools.fork.ctest import ctest_programs
 from dflash_tools.fork.selftest import Check, self_test
-from dflash_tools.fork.series import read_series
 from dflash_tools.fork.source import fetch_source
 from dflash_tools.fork.toolchain import find_tool
 from dflash_tools.fork.workspace import Say, Workspace, find_workspace, quiet
@@ -32,16 +32,6 @@ from dflash_tools.fork.worktree import checkout, unsaved_work
 BACKENDS = ("cpu", "cuda", "vulkan", "metal", "hip")
 PROGRAMS = ("llama-server", "llama-cli", "llama-speculative-simple", "llama-quantize")
 TARGETS = (*PROGRAMS, "llama-bench", "test-backend-ops")
-# Upstream's own tests of the code that the series touches; tests that the patches add come on top
-UPSTREAM_TESTS = (
-    "test-arg-parser",
-    "test-sampling",
-    "test-batch-alloc",
-    "test-llama-archs",
-    "test-recurrent-state-rollback",
-    "test-save-load-state",
-    "test-model-resolution",
-)
 STAMP = "build-fork.json"  # in the build folder, once the self-test has passed
 LOG = "build-fork.log"
 
@@ -87,22 +77,6 @@ def bin_dir(ws: Workspace | None = None) -> Path:
     if missing:
         raise UserError(f"{ws.show(ws.bin)} has no {join_words(missing)}: run build-fork first.")
     return ws.bin
-
-
-def ctest_programs(ws: Workspace) -> tuple[str, ...]:
-    """Names of the ctest programs to build and run: upstream's for the touched code, and those the patches add."""
-    series = read_series(ws.patches)
-    added: list[str] = []
-    for name in series.names:
-        added += re.findall(r"^\+\+\+ b/tests/(test-[a-z0-9-]+)\.cpp$", _patch_text(series.folder / name), re.MULTILINE)
-    return tuple(dict.fromkeys([*UPSTREAM_TESTS, *(name for name in added if name != "test-backend-ops")]))
-
-
-def _patch_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "replace")
-    except OSError:
-        return ""  # a list that names files which are not there is reported where the series is applied
 
 
 # Planning

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from dflash_tools.errors import UserError, run_cli
-from dflash_tools.fork.build import BACKENDS, Options, Plan, bin_dir, build, ctest_programs, make_plan
+from dflash_tools.fork.build import BACKENDS, Options, Plan, bin_dir, build, make_plan
+from dflash_tools.fork.ctest import ctest_programs, run_tests
 from dflash_tools.fork.selftest import converted_pair
 from dflash_tools.fork.series import validate
 from dflash_tools.fork.source import fetch_source, pinned_tree
@@ -155,13 +155,11 @@ def _show_plan(ws: Workspace, plan: Plan) -> None:
         print(f"{PROG}: here this build would stop before it starts:", *plan.problems, sep="\n", file=sys.stderr)
 
 
-def _test(ws: Workspace, args: argparse.Namespace) -> int:
+def _test(ws: Workspace, args: argparse.Namespace) -> None:
     plan = build(ws, _options(args, True), args.source, args.source_url, say)
-    names = ctest_programs(ws)
-    ctest = Path(plan.configure[0]).with_name("ctest")
-    words = [str(ctest) if ctest.is_file() else find_tool("ctest") or "ctest", "--test-dir", str(plan.folder)]
-    words += ["--output-on-failure", "--no-tests=error", "-j", str(args.jobs or default_jobs())]
-    return subprocess.run([*words, "-R", f"^({'|'.join(names)})$"], check=False).returncode
+    beside = Path(plan.configure[0]).with_name("ctest")
+    ctest = str(beside) if beside.is_file() else find_tool("ctest") or "ctest"
+    run_tests(ctest, plan.folder, ctest_programs(ws), args.jobs or default_jobs(), say)
 
 
 BODIES = {

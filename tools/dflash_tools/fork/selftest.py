@@ -7,23 +7,28 @@ through `llama-server --dflash` with the same greedy text as without the drafter
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
-import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import dflash_convert
+
+from dflash_tools.client import tokens_per_step
+from dflash_tools.compare import Pair, completion_pair
 from dflash_tools.errors import UserError, join_words
 from dflash_tools.fork.workspace import Say, Workspace, quiet
 from dflash_tools.server import LlamaServer
+from dflash_tools.tiny import ATTENTION, TinyPair, cached_gguf, convert_tiny_drafter, convert_tiny_target
 
 START = ("llama-server", "llama-cli", "llama-speculative-simple")
 SMOKE_OPS = ("RMS_NORM",)  # quick, on every backend; patches/backend-ops names those that the series touches
 PROMPTS = ("Once upon a time", "def add(a, b):", "The answer to the question is")
 TOKENS = 48
+OUTTYPE = "f32"
+NEAR_TIE = 0.01  # nats between the two likeliest tokens
 
 
 @dataclass(frozen=True)
@@ -140,76 +145,76 @@ def _check_operators(ws: Workspace, bin_dir: Path, backend: str) -> Check:
 # The tiny pair
 
 
+class _NotConvertedError(Exception):
+    pass
+
+
 def _why_no_pair(ws: Workspace) -> str | None:
-    pair = ws.root / "models" / "tiny" / "qwen3"
-    if not (pair / "target" / "config.json").is_file() or not (pair / "dflash" / "config.json").is_file():
-        return "drafting, because the checkout has no models/tiny/qwen3"
+    pair = ws.root / "models" / "tiny" / ATTENTION.family
+    if not all((pair / part / "model.safetensors").is_file() for part in ("target", ATTENTION.engine)):
+        return f"drafting, because the checkout has no {ws.show(pair)}"
     missing = [name for name in ("numpy", "gguf", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         return f"drafting, because this Python has no {join_words(missing)} (pip install the project first)"
-    if (_pair_folder(ws) / "drafter.gguf").is_file() or importlib.util.find_spec("torch") is not None:
+    if converted_pair(ws) or importlib.util.find_spec("torch") is not None:
         return None
     return "drafting, because converting the tiny target needs torch ('pip install torch', then build-fork again)"
 
 
-def _pair_folder(ws: Workspace) -> Path:
-    """Where the converted pair is kept; another name when the pair or the converter changes."""
-    digest = hashlib.sha256(ws.pin.commit.encode())
-    sources = [ws.root / "models" / "tiny" / "qwen3", ws.root / "convert" / "dflash_convert"]
-    for path in sorted(p for folder in sources for p in folder.rglob("*") if p.is_file()):
-        if "eagle3" not in path.parts and "__pycache__" not in path.parts:
-            digest.update(path.relative_to(ws.root).as_posix().encode() + b"\0" + path.read_bytes())
-    return ws.made / "selftest" / digest.hexdigest()[:12]
+def tiny_pair(ws: Workspace, convert: bool = True) -> tuple[Path, Path]:
+    """The tiny attention pair as GGUF (target, drafter), converted once for the self-test and the tests.
+
+    In f32: with f16 weights a verified row and a single row round differently, and near-ties of a tiny model turn.
+    """
+    converter = Path(dflash_convert.__file__).parent
+    folder = ws.made / "test-models"
+
+    def make(what: str, sources: list[Path], work: Callable[[TinyPair, Path, str], Path]) -> Path:
+        def run(path: Path) -> None:
+            if not convert:
+                raise _NotConvertedError
+            work(ATTENTION, path, OUTTYPE)
+
+        return cached_gguf([*sources, converter], folder, f"{ATTENTION.family}-{what}-{OUTTYPE}.gguf", run)
+
+    with ws.lock("test-models"):
+        target = make("target", [ATTENTION.target], convert_tiny_target)
+        return target, make(ATTENTION.engine, [ATTENTION.drafter, ATTENTION.target], convert_tiny_drafter)
 
 
-def tiny_pair(ws: Workspace) -> tuple[Path, Path]:
-    """The tiny attention pair as GGUF (target, drafter), converted once. Raises UserError when that fails."""
-    from dflash_convert.cli import main as convert_dflash
-    from dflash_convert.upstream import convert_target
-
-    folder = _pair_folder(ws)
-    with ws.lock("selftest"):
-        if not (folder / "drafter.gguf").is_file():
-            source = ws.root / "models" / "tiny" / "qwen3"
-            with ws.scratch() as scratch:
-                scratch.chmod(0o755)
-                convert_target(source / "target", scratch / "target.gguf", "f16")
-                words = [source / "dflash", "--target-model-dir", source / "target", "--outtype", "f16"]
-                if convert_dflash([*map(str, words), "--outfile", str(scratch / "drafter.gguf")]):
-                    raise UserError(
-                        "self-test: the tiny drafter could not be converted (convert-dflash says why above)"
-                    )
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.parent.mkdir(exist_ok=True)
-                scratch.rename(folder)
-    return folder / "target.gguf", folder / "drafter.gguf"
+def converted_pair(ws: Workspace) -> tuple[Path, Path] | None:
+    """`tiny_pair` where it is there already, without converting anything."""
+    try:
+        return tiny_pair(ws, convert=False)
+    except (_NotConvertedError, OSError):
+        return None
 
 
 def _check_pair(ws: Workspace, bin_dir: Path, backend: str) -> Check:
     target, drafter = tiny_pair(ws)
-    extra = ["-c", "1024", "-np", "1", *(["-ngl", "99"] if backend != "cpu" else ["-t", "2"])]
-    texts, drafted, accepted = [], 0, 0
+    extra = ["-c", "1024", "-np", "1", *(["-ngl", "99"] if backend != "cpu" else [])]
     with ws.scratch() as scratch:
-        for draft in (None, drafter):
-            with LlamaServer(bin_dir, target, draft, extra=extra, log=scratch / "server.log") as server:
-                answers = [server.completion(p, n_predict=TOKENS, temperature=0.0, ignore_eos=True) for p in PROMPTS]
-            texts.append([a.text for a in answers])
-            drafted = sum(a.timings.draft_n for a in answers)
-            accepted = sum(a.timings.draft_n_accepted for a in answers)
-    for prompt, plain, fast in zip(PROMPTS, *texts, strict=True):
-        if plain != fast:
+        plain_server = LlamaServer(bin_dir, target, extra=extra, log=scratch / "plain.log")
+        draft_server = LlamaServer(
+            bin_dir, target, drafter, switch=ATTENTION.switch, extra=extra, log=scratch / "draft.log"
+        )
+        with plain_server as plain, draft_server as drafted:
+            pairs = [completion_pair(plain, drafted, prompt, TOKENS) for prompt in PROMPTS]
+    return _judge(pairs, backend)
+
+
+def _judge(pairs: Sequence[Pair], backend: str) -> Check:
+    """Equal texts, and some of them drafted. A GPU may round a near-tie either way; the CPU in f32 does not."""
+    for pair in pairs:
+        margin = pair.difference.margin if pair.difference else None
+        if pair.difference and (backend == "cpu" or margin is None or abs(margin) > NEAR_TIE):
             raise UserError(
-                f"self-test: llama-server --dflash gives another greedy text than without the drafter, for {prompt!r}\n"
-                f"  without {plain!r}\n  with    {fast!r}"
+                f"self-test: llama-server {' '.join(ATTENTION.switch)} gives another greedy text than without the "
+                f"drafter, for {pair.prompt!r}: {pair.difference}"
             )
-    if not accepted:
-        raise UserError(f"self-test: llama-server --dflash drafted {drafted} tokens and accepted none on the tiny pair")
-    share = f"{accepted} of {TOKENS * len(PROMPTS)} tokens came from the drafter"
-    return Check("tiny pair", f"llama-server --dflash: same greedy text as without it, {share}")
-
-
-def converted_pair(ws: Workspace) -> tuple[Path, Path] | None:
-    """(target, drafter) of the tiny pair where a self-test has converted it, to show a command that can be typed."""
-    folder = _pair_folder(ws)
-    files = folder / "target.gguf", folder / "drafter.gguf"
-    return files if all(f.is_file() for f in files) else None
+    if not sum(pair.drafted.completion.timings.draft_n_accepted for pair in pairs):
+        raise UserError("self-test: llama-server accepted no token of the tiny drafter, so it did not draft for real")
+    speed = f"{tokens_per_step([pair.drafted for pair in pairs]):.1f} tokens per verify step"
+    ties = [pair for pair in pairs if pair.difference]
+    same = "the same greedy text as without it" + (f" but for {len(ties)} near-tie(s)" if ties else "")
+    return Check("tiny pair", f"llama-server --dflash on the tiny pair: {same}, {speed}")
