@@ -45,6 +45,20 @@ def convert(
     `<name of the drafter>-<OUTTYPE>.gguf` in the current directory. `llama_cpp`: source tree whose converter exports
     the tokenizer of an HF target, by default the pinned one. Raises UserError; nothing is written then.
     """
+    try:
+        return _convert(drafter, target, outfile, outtype, llama_cpp, progress)
+    except OSError as e:  # a folder that may not be read, a name that is too long, ...
+        raise UserError(f"{e.filename or drafter}: {e.strerror or e}") from e
+
+
+def _convert(
+    drafter: Path,
+    target: Path,
+    outfile: Path | None,
+    outtype: str | None,
+    llama_cpp: Path | None,
+    progress: Callable[[int, int], None],
+) -> tuple[Drafter, Path, int]:
     checkpoint = open_checkpoint(drafter)
     described_target = read_target(target)
     description = read_drafter(checkpoint, described_target)

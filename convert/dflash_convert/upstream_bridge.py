@@ -141,10 +141,12 @@ def _export_tokenizer(target: Path, rules: str, outfile: Path) -> None:
     if rules == "llama" and not issubclass(cls, LlamaModel):
         # Upstream reads the tokenizer of every EAGLE3 target with its Llama rules. Follow it where that changes
         # nothing but flags; where it would make another tokenizer of it (Gemma), the target's own rules are right.
+        vocab_size = {**hparams, **hparams.get("text_config", {})}.get("vocab_size")
+        as_llama = {"architectures": ["LlamaForCausalLM"], "vocab_size": vocab_size}
         try:
-            llama = _tokenizer_keys(LlamaModel, target, {**hparams, **hparams.get("text_config", {})})
+            llama = _tokenizer_keys(LlamaModel, target, {k: v for k, v in as_llama.items() if v is not None})
         except Exception as e:
-            logging.info("Llama rules do not fit this tokenizer: %s", e)
+            logging.warning("Llama rules do not fit this tokenizer: %r", e)
         else:
             same = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.merges")
             if all(_value(keys, k) == _value(llama, k) for k in same):

@@ -55,6 +55,18 @@ QWEN35 = {
     "linear_value_head_dim": 16,
     "linear_conv_kernel_dim": 4,
 }
+# a multimodal target: its text model has a config of its own
+QWEN35_MOE = {
+    "architecture": "Qwen3_5MoeForConditionalGeneration",
+    "model_type": "qwen3_5_moe",
+    "text_config": {
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": 8,
+        "vocab_size": VOCAB,
+        "rope_parameters": MROPE,
+    },
+}
 NESTED = {"mask_token_id": MASK, "target_layer_ids": [0, 2, 5]}
 
 
@@ -155,6 +167,10 @@ CASES: dict[str, Case] = {
     "m-rope target, sections of its own": Case(
         target=QWEN35, config={"rope_parameters": {"rope_type": "default", "mrope_section": [8, 4]}}
     ),
+    "multimodal target": Case(target=QWEN35_MOE),
+    "llama model type": Case(
+        config={"model_type": "llama", "head_dim": None, "num_key_value_heads": None, "sliding_window": 64}
+    ),
     "llama target": Case(target={"architecture": "LlamaForCausalLM"}),
     "eagle3, vLLM's name and layer": Case(
         "eagle3", {"architectures": ["Eagle3LlamaForCausalLM"]}, tensors={"layer_name": "layers.0"}
@@ -173,6 +189,7 @@ CASES: dict[str, Case] = {
     ),
     "eagle3, yarn": Case("eagle3", {"rope_scaling": YARN}),
     "eagle3, m-rope target": Case("eagle3", target=QWEN35),
+    "eagle3, multimodal target": Case("eagle3", target=QWEN35_MOE),
     "eagle3, llama target": Case("eagle3", target={"architecture": "LlamaForCausalLM"}),
     "eagle3, nested taps": Case(
         "eagle3",

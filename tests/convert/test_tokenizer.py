@@ -111,6 +111,14 @@ def test_bos_is_stated_where_the_pretokenizer_would_add_one(tmp_path: Path, llam
     assert found.metadata["tokenizer.ggml.add_bos_token"].value is False
 
 
+def test_target_whose_rules_upstream_cannot_borrow_converts(tmp_path: Path, llama_cpp: Path) -> None:
+    """Upstream's DFlash class calls the target class's method on itself, which fails for Qwen3-MoE (`super()`)."""
+    target = make_target(tmp_path / "t", architecture="Qwen3MoeForCausalLM", model_type="qwen3_moe", num_experts=4)
+    drafter = save(tmp_path / "d", dflash_config(), dflash_tensors(dflash_config()))
+    convert(drafter, target, tmp_path / "d.gguf", llama_cpp=llama_cpp)
+    assert gguf.GGUFReader(tmp_path / "d.gguf").fields["tokenizer.ggml.pre"].contents() == "qwen2"
+
+
 def test_code_in_the_target_is_never_run(tmp_path: Path, llama_cpp: Path) -> None:
     target = make_target(tmp_path / "t")
     config = json.loads((target / "tokenizer_config.json").read_text())
