@@ -17,15 +17,22 @@ from pathlib import Path
 import dflash_convert
 
 from dflash_tools.client import tokens_per_step
-from dflash_tools.compare import Pair, completion_pair
+from dflash_tools.compare import Pair, chat_pair, completion_pair
 from dflash_tools.errors import UserError, join_words
 from dflash_tools.fork.workspace import Say, Workspace, quiet
 from dflash_tools.server import LlamaServer
-from dflash_tools.tiny import ATTENTION, TinyPair, cached_gguf, convert_tiny_drafter, convert_tiny_target
+from dflash_tools.tiny import (
+    ATTENTION,
+    TinyPair,
+    cached_gguf,
+    convert_tiny_drafter,
+    convert_tiny_target,
+    held_out_prompts,
+)
 
 START = ("llama-server", "llama-cli", "llama-speculative-simple")
 SMOKE_OPS = ("RMS_NORM",)  # quick, on every backend; patches/backend-ops names those that the series touches
-PROMPTS = ("Once upon a time", "def add(a, b):", "The answer to the question is")
+PROMPTS = 4  # of those held out from the training of the pair
 TOKENS = 48
 OUTTYPE = "f32"
 NEAR_TIE = 0.01  # nats between the two likeliest tokens
@@ -199,7 +206,12 @@ def _check_pair(ws: Workspace, bin_dir: Path, backend: str) -> Check:
             bin_dir, target, drafter, switch=ATTENTION.switch, extra=extra, log=scratch / "draft.log"
         )
         with plain_server as plain, draft_server as drafted:
-            pairs = [completion_pair(plain, drafted, prompt, TOKENS) for prompt in PROMPTS]
+            pairs = [
+                chat_pair(plain, drafted, prompt["messages"], TOKENS)
+                if "messages" in prompt
+                else completion_pair(plain, drafted, prompt["prompt"], TOKENS)
+                for prompt in held_out_prompts()[:PROMPTS]
+            ]
     return _judge(pairs, backend)
 
 
