@@ -22,9 +22,17 @@
 
 #include "llama-ext.h"
 
+#if __has_include("speculative-resolve.h") // --dflash and --eagle3 are the fork's
+#include "speculative-resolve.h"
+#else
+static void common_speculative_resolve(common_params &) {}
+#endif
+
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -94,7 +102,7 @@ struct probe {
     const uint32_t  n_taps = llama_model_target_layer_ids_n(model_dft);
     const int32_t   n_embd = llama_model_n_embd(model_tgt);
 
-    std::vector<float> features;
+    std::vector<float> features = {};
 
     // target step + feeding the driver; keeps the features of all rows
     void process(common_batch & batch) {
@@ -195,7 +203,8 @@ struct probe {
         json += ",\"rounds\":[";
         for (size_t i = 0; i < rounds.size(); ++i) {
             const auto & r = rounds[i];
-            json += (i ? "," : "") + ("{\"n\":" + std::to_string(r.n)) + ",\"draft\":" + json_list(r.draft.data(), r.draft.size());
+            json += std::string(i ? "," : "") + "{\"n\":" + std::to_string(r.n);
+            json += ",\"draft\":" + json_list(r.draft.data(), r.draft.size());
             json += ",\"accepted\":" + std::to_string(r.accepted) + ",\"rows\":" + std::to_string(r.rows) + "}";
         }
         json += "]}\n";
@@ -223,8 +232,14 @@ int main(int argc, char ** argv) {
     if (!common_params_parse(argc - 2, argv + 2, params, LLAMA_EXAMPLE_SPECULATIVE)) {
         return 1;
     }
+    try {
+        common_speculative_resolve(params);
+    } catch (const std::exception & err) {
+        stop(err.what());
+    }
 
-    const auto limits = common_speculative_get_output_limits(params.n_batch, params.n_parallel, common_speculative_n_max(&params.speculative));
+    const auto limits = common_speculative_get_output_limits(
+            params.n_batch, params.n_parallel, common_speculative_n_max(&params.speculative));
     params.n_outputs_max         = limits.total;
     params.n_outputs_max_per_seq = limits.per_seq;
 

@@ -33,8 +33,7 @@ class DFlash:
     def load(cls, directory: Path) -> DFlash:
         return cls(*load_checkpoint(directory))
 
-    @property
-    def taps(self) -> list[int]:
+    def taps_of(self, target_layers: int) -> list[int]:
         """Layers of the target whose *output* is read, in the order of the columns of fc."""
         return self.config["dflash_config"]["target_layer_ids"]
 

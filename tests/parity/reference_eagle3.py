@@ -33,7 +33,7 @@ class Eagle3:
         config, weights = load_checkpoint(directory)
         return cls(config, {name.replace("midlayer.", "layers.0."): w for name, w in weights.items()})
 
-    def taps(self, target_layers: int) -> list[int]:
+    def taps_of(self, target_layers: int) -> list[int]:
         """Layers of the target whose *output* is read.
 
         Ids at top level (vLLM, speculators) name the layer whose input is read, ids in `eagle_config` (SpecForge) the

@@ -39,7 +39,7 @@ def test_own_drafter_equals_the_published_one(directory, context, causal):
     ours.config.update(changes)
     draw = torch.Generator().manual_seed(context)
     hidden, vocabulary, block = ours.config["hidden_size"], ours.config["vocab_size"], ours.block_size
-    features = torch.randn(context, len(ours.taps) * hidden, generator=draw)
+    features = torch.randn(context, len(ours.config["dflash_config"]["target_layer_ids"]) * hidden, generator=draw)
     embeddings, head = torch.randn(2, vocabulary, hidden, generator=draw)
     anchor = 7
     with torch.inference_mode():

@@ -7,7 +7,6 @@ rows were rolled back: a row left over from a rejected draft, or a recurrent sta
 from __future__ import annotations
 
 import torch
-from reference_dflash import DFlash
 
 # float32 with sums in another order, over up to 8 layers and values up to 23. Measured at most 3.3e-5 up to 160 tokens
 # and 9.4e-5 up to 660: rotation angles are float32 on both sides, so the gap grows with the position (a float64 target
@@ -15,12 +14,8 @@ from reference_dflash import DFlash
 TOLERANCE = 5e-4
 
 
-def taps_of(drafter, target):
-    return drafter.taps if isinstance(drafter, DFlash) else drafter.taps(target.layer_count)
-
-
 def test_features_equal_the_layer_outputs_of_the_reference(case, length, jobs, truth, target, drafter):
-    taps = taps_of(drafter(case), target(case.pair))
+    taps = drafter(case).taps_of(target(case.pair).layer_count)
     gaps, rows, accepted, rolled_back = [], 0, 0, 0
     for job in jobs(case, length):
         assert job.taps == [tap + 1 for tap in taps], "llama.cpp names the layer after the tapped one"
@@ -37,7 +32,7 @@ def test_features_equal_the_layer_outputs_of_the_reference(case, length, jobs, t
 
 
 def test_a_tap_one_layer_off_would_be_noticed(case, jobs, truth, target, drafter):
-    taps = taps_of(drafter(case), target(case.pair))
+    taps = drafter(case).taps_of(target(case.pair).layer_count)
     job = jobs(case, "short")[0]
     run = truth(case.pair, job)
     gaps = {}
@@ -50,7 +45,7 @@ def test_a_tap_one_layer_off_would_be_noticed(case, jobs, truth, target, drafter
 
 
 def test_a_row_one_position_off_would_be_noticed(case, jobs, truth, target, drafter):
-    taps = taps_of(drafter(case), target(case.pair))
+    taps = drafter(case).taps_of(target(case.pair).layer_count)
     job = jobs(case, "short")[0]
     wanted = truth(case.pair, job).features(taps)[: len(job.features)]
     gap = (job.features - torch.roll(wanted, 1, 0))[1:].abs().amax(1).min().item()
