@@ -280,10 +280,11 @@ def cuda_machine(monkeypatch: pytest.MonkeyPatch):
 
     toolkit = toolchain.Cuda("/cuda/bin/nvcc", (13, 0), (75, 86, 90, 120), None)
 
-    def machine(*gpus: str, cublas=([], ""), cuda=toolkit):
+    def machine(*gpus: str, cublas=([], ""), driver=([], ""), cuda=toolkit):
         monkeypatch.setattr(toolchain, "find_gpus", lambda: [toolchain.Gpu(f"GPU {arch}", arch) for arch in gpus])
         monkeypatch.setattr(toolchain, "find_cuda", lambda: cuda)
         monkeypatch.setattr(toolchain, "find_cublas", lambda _: cublas)
+        monkeypatch.setattr(toolchain, "find_driver", lambda _: driver)
 
     return machine
 
@@ -318,6 +319,7 @@ def test_backend_follows_the_machine(ws, cuda_machine, monkeypatch):
         ((), {}, Options(backend="cuda"), "nvidia-smi finds no GPU"),
         ((), {"cuda": None}, Options(cuda_arch="120"), "needs nvcc"),
         ((), {"cublas": None}, Options(cuda_arch="120"), "-DCUDA_cublas_LIBRARY=FILE"),
+        ((), {"driver": None}, Options(cuda_arch="120"), "-DGGML_CUDA_NO_VMM=ON"),
         ((), {}, Options(cuda_arch="103"), "not for 103"),
     ],
 )
@@ -328,11 +330,11 @@ def test_cuda_build_that_cannot_work_says_why(ws, cuda_machine, gpus, kwargs, op
     assert not ws.made.exists()
 
 
-def test_cublas_given_by_hand_is_not_asked_for(ws, cuda_machine):
-    cuda_machine(cublas=None)
-    given = "-DCUDA_cublas_LIBRARY=/x/libcublas.so"
-    plan = make_plan(ws, Options(cuda_arch="120", extra=(given,)))
-    assert plan.problems == [] and given in plan.configure
+def test_libraries_given_by_hand_are_not_asked_for(ws, cuda_machine):
+    cuda_machine(cublas=None, driver=None)
+    given = ("-DCUDA_cublas_LIBRARY=/x/libcublas.so", "-DGGML_CUDA_NO_VMM=ON")
+    plan = make_plan(ws, Options(cuda_arch="120", extra=given))
+    assert plan.problems == [] and plan.configure[-2:] == list(given)
 
 
 def test_cuda_arch_with_another_backend_is_wrong(ws):

@@ -164,6 +164,24 @@ def test_cublas_of_the_python_package_is_named_to_cmake(tmp_path, monkeypatch, m
     assert f"-DCMAKE_CUDA_FLAGS=-isystem {package}/include" in found[0]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="library names of Linux")
+def test_driver_library_is_the_stub_or_the_driver_itself(tmp_path, monkeypatch, tools):
+    cuda = Cuda("nvcc", (13, 0), (90,), tmp_path)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    found = toolchain.find_driver(cuda)
+    if found is not None:
+        pytest.skip("this machine has an NVIDIA driver or stub in a folder of the system")
+    driver = tmp_path / "driver" / "libcuda.so.1"
+    driver.parent.mkdir()
+    driver.touch()
+    tools("ldconfig", f'echo "	libcuda.so.1 (libc6,x86-64) => {driver}"')
+    found = toolchain.find_driver(cuda)
+    assert found is not None and found[0] == [f"-DCUDA_cuda_driver_LIBRARY={driver}"]
+    (tmp_path / "lib64" / "stubs").mkdir(parents=True)
+    (tmp_path / "lib64" / "stubs" / "libcuda.so").touch()
+    assert toolchain.find_driver(cuda) == ([], "")
+
+
 def test_no_cmake_and_old_cmake(tools):
     with pytest.raises(UserError, match="cmake is not installed"):
         toolchain.find_cmake((3, 14))

@@ -117,6 +117,7 @@ def make_plan(ws: Workspace, options: Options) -> Plan:
             if not shutil.which("nvcc"):
                 defines["CMAKE_CUDA_COMPILER"] = cuda.nvcc
             arguments += found.of(lambda: _cublas_arguments(cuda, options.extra, found)) or []
+            arguments += found.of(lambda: _driver_arguments(cuda, options.extra, found)) or []
     elif backend in ("vulkan", "hip"):
         defines[f"GGML_{backend.upper()}"] = "ON"
         found.of(lambda: _need_program({"vulkan": "glslc", "hip": "hipconfig"}[backend], f"--backend {backend}"))
@@ -226,6 +227,21 @@ def _cublas_arguments(cuda: toolchain.Cuda, extra: tuple[str, ...], found: _Find
             "-DCUDA_cublasLt_LIBRARY=FILE '-DCMAKE_CUDA_FLAGS=-isystem FOLDER'."
         )
     arguments, reason = cublas
+    found.reasons += [reason] if reason else []
+    return arguments
+
+
+def _driver_arguments(cuda: toolchain.Cuda, extra: tuple[str, ...], found: _Findings) -> list[str]:
+    if any("GGML_CUDA_NO_VMM" in word or "CUDA_cuda_driver_LIBRARY" in word for word in extra):
+        return []
+    driver = toolchain.find_driver(cuda)
+    if driver is None:
+        raise UserError(
+            f"no libcuda to link with: no stub under {cuda.root} and no driver. Install the toolkit's (Debian: "
+            f"cuda-driver-dev-{cuda.version[0]}-{cuda.version[1]}), or build without virtual memory management, which "
+            "fragments the memory of the GPU more: build-fork ... -- -DGGML_CUDA_NO_VMM=ON."
+        )
+    arguments, reason = driver
     found.reasons += [reason] if reason else []
     return arguments
 

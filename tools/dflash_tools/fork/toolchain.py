@@ -208,10 +208,7 @@ def find_cublas(cuda: Cuda) -> tuple[list[str], str] | None:
     Beside nvcc or in the system's folders cmake finds it by itself. The packages of the Python index (nvidia-cublas for
     CUDA 13, nvidia-cublas-cu12) keep it where cmake does not look, so their files are named one by one.
     """
-    roots = [r for r in (cuda.root, Path("/usr"), Path("/usr/local/cuda")) if r]
-    libs = [r / sub for r in roots for sub in ("lib64", "lib", f"lib/{platform.machine()}-linux-gnu", "lib/x64")]
-    libs += [lib for r in roots for lib in r.glob("targets/*/lib")]
-    includes = [r / "include" for r in roots] + [i for r in roots for i in r.glob("targets/*/include")]
+    libs, includes = _cuda_folders(cuda)
     if any(_library(lib, "cublas", None) for lib in libs) and any((i / "cublas_v2.h").is_file() for i in includes):
         return [], ""
     major = cuda.version[0]
@@ -224,6 +221,34 @@ def find_cublas(cuda: Cuda) -> tuple[list[str], str] | None:
                 arguments.append(f"-DCMAKE_CUDA_FLAGS=-isystem {package / 'include'}")
                 return arguments, f"cuBLAS is not beside nvcc; taking the Python package's in {package}"
     return None
+
+
+def find_driver(cuda: Cuda) -> tuple[list[str], str] | None:
+    """How to tell cmake where NVIDIA's driver library is, as `find_cublas` does for cuBLAS.
+
+    A complete toolkit has a stub to link with. Machines with a driver only have libcuda.so.1, which cmake does not take
+    by itself.
+    """
+    libs, _ = _cuda_folders(cuda)
+    if any(_library(folder, "cuda", None) for lib in libs for folder in (lib / "stubs", lib)):
+        return [], ""
+    listed = re.findall(
+        r"libcuda\.so\.1 .*=> (\S+)", output_of("ldconfig", "-p") or output_of("/sbin/ldconfig", "-p") or ""
+    )
+    folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib"]
+    for file in [*map(Path, listed), *(Path(folder) / "libcuda.so.1" for folder in folders if folder)]:
+        if file.is_file():
+            return [f"-DCUDA_cuda_driver_LIBRARY={file}"], f"the toolkit has no libcuda stub; linking with {file}"
+    return None
+
+
+def _cuda_folders(cuda: Cuda) -> tuple[list[Path], list[Path]]:
+    """Folders in which cmake looks for libraries and for headers of CUDA."""
+    roots = [r for r in (cuda.root, Path("/usr"), Path("/usr/local/cuda")) if r]
+    libs = [r / sub for r in roots for sub in ("lib64", "lib", f"lib/{platform.machine()}-linux-gnu", "lib/x64")]
+    libs += [lib for r in roots for lib in r.glob("targets/*/lib")]
+    includes = [r / "include" for r in roots] + [i for r in roots for i in r.glob("targets/*/include")]
+    return libs, includes
 
 
 def _library(folder: Path, name: str, major: int | None) -> Path | None:
