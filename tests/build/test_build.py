@@ -14,8 +14,10 @@ from build_helpers import FAKE_PROGRAM, Upstream, commit
 from dflash_tools.errors import UserError
 from dflash_tools.fork import build as building
 from dflash_tools.fork import cli, selftest, toolchain
-from dflash_tools.fork.build import PROGRAMS, STAMP, Options, bin_dir, build, make_plan, relevant_lines
+from dflash_tools.fork import plan as planning
+from dflash_tools.fork.build import STAMP, bin_dir, build, relevant_lines
 from dflash_tools.fork.ctest import ASKS_THE_INTERNET, UPSTREAM, ctest_programs, run_tests
+from dflash_tools.fork.plan import PROGRAMS, Options, make_plan
 from dflash_tools.fork.workspace import Workspace
 from dflash_tools.fork.worktree import export
 
@@ -128,7 +130,7 @@ def test_tests_are_built_on_top_and_run(built, monkeypatch, capfd):
     ws, plan, _ = built
     monkeypatch.setattr(cli, "find_workspace", lambda: ws)
     assert "test-loop" in ctest_programs(ws), "a test that a patch adds is one of ours"
-    monkeypatch.setattr(building, "ctest_programs", lambda _: UPSTREAM)
+    monkeypatch.setattr(planning, "ctest_programs", lambda _: UPSTREAM)
     monkeypatch.setattr(cli, "ctest_programs", lambda _: UPSTREAM)
     assert cli.main(["test", "--backend", "cpu"]) == 0
     out = capfd.readouterr().out
@@ -295,7 +297,7 @@ def backend_of(ws: Workspace, options: Options) -> tuple[str, list[str]]:
 
 
 def test_backend_follows_the_machine(ws, cuda_machine, monkeypatch):
-    monkeypatch.setattr(building.sys, "platform", "linux")
+    monkeypatch.setattr(planning.sys, "platform", "linux")
     cuda_machine("120", "90", "120")
     assert backend_of(ws, Options()) == ("cuda", ["90;120"])
     assert backend_of(ws, Options(backend="cpu")) == ("cpu", [])
@@ -307,7 +309,7 @@ def test_backend_follows_the_machine(ws, cuda_machine, monkeypatch):
     cuda_machine("90", cuda=None)
     plan = make_plan(ws, Options())
     assert plan.backend == "cpu" and "install the CUDA toolkit" in plan.reasons[0]
-    monkeypatch.setattr(building.sys, "platform", "darwin")
+    monkeypatch.setattr(planning.sys, "platform", "darwin")
     cuda_machine(cuda=None)
     assert backend_of(ws, Options())[0] == "metal"
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dflash_tools.errors import UserError, run_cli
-from dflash_tools.fork.build import BACKENDS, Options, Plan, bin_dir, build, make_plan
+from dflash_tools.fork.build import bin_dir, build
 from dflash_tools.fork.ctest import ctest_programs, run_tests
+from dflash_tools.fork.plan import BACKENDS, Options, Plan, make_plan
 from dflash_tools.fork.selftest import converted_pair
 from dflash_tools.fork.series import validate
 from dflash_tools.fork.source import fetch_source, pinned_tree
