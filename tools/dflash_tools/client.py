@@ -31,6 +31,8 @@ Message = Mapping[str, Any]
 
 # /metrics prints six significant digits, so a larger counter is rounded and its growth is worthless.
 _EXACT_BELOW = 1_000_000
+# More candidates than any vocabulary has.
+_ALL = 1 << 20
 
 
 class RefusedError(UserError):
@@ -162,13 +164,20 @@ class LlamaClient:
         """The prompt text the chat template makes of `messages`."""
         return self._post("/apply-template", {"messages": list(messages)})["prompt"]
 
-    def top_logprobs(self, prompt: str, index: int, count: int) -> list[dict[str, Any]]:
-        """The `count` likeliest tokens for place `index` of the greedy answer to `prompt`: `id`, `token`, `logprob`
-        each.
+    def top_logprobs(self, ids: Sequence[int], count: int) -> list[dict[str, Any]]:
+        """The `count` likeliest tokens after `ids`: `id`, `token`, `logprob` each (softmax at temperature 1).
+
+        Empty when the likeliest one is only a part of a character: the server then reports none.
         """
-        params = {"n_predict": index + 1, "n_probs": count, "temperature": 0.0, "cache_prompt": False}
-        found = self._post("/completion", {"prompt": prompt, **params})
-        return found["completion_probabilities"][index]["top_logprobs"]
+        params = {"n_predict": 1, "n_probs": count, "temperature": 0.0, "cache_prompt": False}
+        found = self._post("/completion", {"prompt": list(ids), **params})
+        return next((place["top_logprobs"] for place in found.get("completion_probabilities", ())), [])
+
+    def next_probabilities(self, ids: Sequence[int], **params: Any) -> dict[int, float]:
+        """Probability of each token that the sampler chain of `params` leaves possible after `ids`."""
+        params = {**params, "n_predict": 1, "n_probs": _ALL, "post_sampling_probs": True, "seed": 1}
+        found = self._post("/completion", {"prompt": list(ids), **params})
+        return {c["id"]: c["prob"] for place in found["completion_probabilities"][:1] for c in place["top_probs"]}
 
     def props(self) -> dict[str, Any]:
         """GET /props: model path, context size, build, chat template."""

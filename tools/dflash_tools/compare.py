@@ -67,11 +67,13 @@ def completion_pair(plain: LlamaClient, drafted: LlamaClient, prompt: str, max_t
     return Pair(prompt, one, two, first_difference(plain, prompt, one.completion, two.completion))
 
 
-def first_difference(plain: LlamaClient, prompt: str, one: Completion, two: Completion) -> Difference | None:
+def first_difference(
+    plain: LlamaClient, prompt: str | Sequence[int], one: Completion, two: Completion
+) -> Difference | None:
     """Where `two` leaves `one`, the answer of the server `plain` to `prompt`; None when texts, ids and reasons to end
     are equal.
 
-    The margin is read from `plain` by running it again up to that token.
+    The margin is read from `plain`, given the common part as a prompt.
     """
     if (one.tokens, one.text, one.finish) == (two.tokens, two.text, two.finish):
         return None
@@ -81,7 +83,8 @@ def first_difference(plain: LlamaClient, prompt: str, one: Completion, two: Comp
     mine, other = (answer.tokens[index] if index < len(answer.tokens) else None for answer in (one, two))
     if mine is None or other is None:
         return Difference(index, _end(one, index), _end(two, index), None)
-    top = plain.top_logprobs(prompt, index, _CANDIDATES)
+    ids = plain.tokenize(prompt, add_special=True) if isinstance(prompt, str) else list(prompt)
+    top = plain.top_logprobs([*ids, *one.tokens[:index]], _CANDIDATES)
     names = {candidate["id"]: candidate["token"] for candidate in top}
     logprobs = {candidate["id"]: candidate["logprob"] for candidate in top}
     margin = logprobs[mine] - logprobs[other] if {mine, other} <= logprobs.keys() else None

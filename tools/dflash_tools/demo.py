@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__.split("\n\n")[0])
     parser.add_argument("--work", type=Path, default=CHECKOUT / ".demo", help="folder for GGUF files and logs")
     parser.add_argument("--bin-dir", type=Path, help="folder of llama-server; default: the last build of build-fork")
-    parser.add_argument("--threads", type=int, default=conditions.usable_cores(), help="default: all cores")
+    # In so small a model two threads mostly wait for each other.
+    parser.add_argument("--threads", type=int, default=1, help="default 1")
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return parser
 

