@@ -247,6 +247,17 @@ def test_full_disk_is_an_error_and_leaves_nothing(
     assert list(out.iterdir()) == []
 
 
+def test_disk_without_room_is_an_error_before_anything_is_written(
+    tmp_path: Path, gguf_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = save(tmp_path / "d", dflash_config(), dflash_tensors(dflash_config()))
+    usage = dflash_convert.write.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(dflash_convert.write.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(UserError, match="has 0 MB left"):
+        convert(drafter, gguf_target, tmp_path / "o.gguf")
+    assert not list(tmp_path.glob("*o.gguf*"))
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-30, 1e-41, 1e30])
 def test_fast_encoders_have_the_bits_of_the_gguf_package(scale: float) -> None:
     rng = np.random.default_rng(7)

@@ -120,15 +120,14 @@ def test_target_whose_rules_upstream_cannot_borrow_converts(tmp_path: Path, llam
 
 
 def test_code_in_the_target_is_never_run(tmp_path: Path, llama_cpp: Path) -> None:
-    target = make_target(tmp_path / "t")
+    target = make_target(tmp_path / "t", architecture="LlamaForCausalLM")
     config = json.loads((target / "tokenizer_config.json").read_text())
-    config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    # for this class upstream asks for the directory's own code
+    config |= {"tokenizer_class": "HybridDNATokenizer", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
     write_json(target / "tokenizer_config.json", config)
     (target / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n", encoding="utf-8")
-    try:
+    with pytest.raises(UserError, match="could not read the tokenizer"):
         export_tokenizer(target, llama_cpp=llama_cpp)
-    except UserError as e:
-        assert str(target) in str(e)
     assert not (tmp_path / "ran").exists()
 
 
