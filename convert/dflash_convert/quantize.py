@@ -47,7 +47,7 @@ def encode_rows(rows: np.ndarray, source: LazyTensor, first: int, kind: T) -> np
         return rows
     with np.errstate(over="ignore"):
         if source.dtype == "BF16" and kind is T.F16:
-            out = _bf16_in_f16()[rows]
+            out = _bf16_in_f16().take(rows, mode="clip")
             finite = _all_finite(out, "F16")
         else:
             values = as_float32(rows, source.dtype)

@@ -27,7 +27,7 @@ from dflash_convert.gguf_file import Metadata, f32, i32_array, u32
 from dflash_convert.quantize import OUTTYPES, encode_rows, tensor_type
 from dflash_convert.tensors import LazyTensor
 
-CHUNK_ELEMENTS = 1 << 20  # small enough for a processor's cache
+CHUNK_ELEMENTS = 1 << 18  # small enough for a processor's cache
 WORKERS = 4
 ALIGNMENT = 32
 Piece = Callable[[], np.ndarray]
