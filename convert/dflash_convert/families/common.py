@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from dflash_tools.errors import UserError
 
@@ -50,7 +49,3 @@ def refuse_keys(checkpoint: Checkpoint, reasons: Mapping[str, str]) -> None:
     for key, reason in reasons.items():
         if checkpoint.config.values.get(key):
             raise UserError(f"{checkpoint.config.where(key)} is set: {reason}")
-
-
-def config_file(checkpoint: Checkpoint) -> Path:
-    return checkpoint.config.path
