@@ -30,6 +30,8 @@ LAYOUTS = {
 }
 # What the server does when nobody says -np: four slots share one cache.
 UNIFIED = ("-np", "4", "-c", str(CONTEXT), "--kv-unified")
+# Many short answers at once; the block of every slot has to fit into one micro-batch.
+MANY = ("-np", "16", "-c", "2048", "--no-kv-unified", "-ub", str(BATCH))
 SMALL = ("-np", "1", "-c", str(SMALL_CONTEXT))
 
 

@@ -152,7 +152,7 @@ def _show(request: dict[str, Any], answer: Pair) -> None:
     else:
         print(f"\ncompletion: {request['prompt'].strip()}")
     for line in answer.drafted.completion.text.strip("\n").splitlines():
-        for part in textwrap.wrap(line, 100, drop_whitespace=False) or [""]:
+        for part in textwrap.wrap(line, 100) or [""]:
             print(f"    | {part}")
     for label, run in (("without drafter", answer.plain), ("with drafter", answer.drafted)):
         print(

@@ -139,7 +139,7 @@ def report(pairs: dict[str, list[Pair]], near_tie: float) -> int:
     passed = ties == len(parted) and equal >= MIN_EQUAL_SHARE * len(everything) and reached >= MIN_TOKENS_PER_STEP
     said = [f"{equal} of {len(everything)} answers equal to plain decoding"]
     if parted:
-        said.append(f"{ties} of the other {len(parted)} part at a near-tie (margin below {near_tie} nats)")
+        said.append(f"{len(parted)} not, {ties} of them parting at a near-tie (margin below {near_tie} nats)")
     said.append(f"{reached:.2f} tokens per verify step (at least {MIN_TOKENS_PER_STEP} wanted)")
     print(f"\n{'PASS' if passed else 'FAIL'}: {'; '.join(said)}.")
     return 0 if passed else 1
