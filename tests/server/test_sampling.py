@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from dflash_tools.client import LlamaClient
 from scipy.stats import chisquare
 from serving import MANY
@@ -18,6 +17,7 @@ TEMPERATURE = 0.8
 # Every other sampler off, so that the distribution is the softmax at this temperature and nothing else.
 PURE = {"temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "ignore_eos": True}
 MIN_EXPECTED = 10
+MIN_CELLS = 12
 SIGNIFICANCE = 1e-3
 
 Path3 = tuple[int, ...]
@@ -40,16 +40,17 @@ def expected_paths(plain: LlamaClient, ids: Path3, floor: float) -> dict[Path3, 
     return paths
 
 
-@pytest.mark.parametrize("number", [3])
-def test_sampled_tokens_have_the_distribution_of_plain_decoding(pair, number, serving, prompt):
+def test_sampled_tokens_have_the_distribution_of_plain_decoding(pair, serving, prompt):
     plain, drafted = serving.plain(pair), serving.drafted(pair, MANY)
-    ids = prompt(pair, 16, number)
-    expected = expected_paths(plain, ids, MIN_EXPECTED / DRAWS)
-    assert len(expected) >= 8, "this prompt is too certain to test anything"
+    candidates = (prompt(pair, 16, number) for number in range(32))
+    open_ends = ((ids, expected_paths(plain, ids, MIN_EXPECTED / DRAWS)) for ids in candidates)
+    found = next((some for some in open_ends if len(some[1]) >= MIN_CELLS), None)
+    assert found, "the model is too certain of everything to test its sampling"
+    ids, expected = found
 
     def draw(seed: int) -> tuple[Path3, int]:
-        found = drafted.completion(ids, n_predict=N_PREDICT, seed=seed, return_tokens=True, **PURE)
-        return found.tokens[:COUNTED], found.timings.draft_n
+        answer = drafted.completion(ids, n_predict=N_PREDICT, seed=seed, return_tokens=True, **PURE)
+        return answer.tokens[:COUNTED], answer.timings.draft_n
 
     with ThreadPoolExecutor(24) as threads:
         drawn = list(threads.map(draw, range(DRAWS)))
