@@ -45,6 +45,10 @@ SLIDING = {
     "sliding_window": 64,
     "max_window_layers": 2,
 }
+WINDOW_WITHOUT_LAYERS = {
+    f"dflash.attention.sliding_window{key}": "upstream writes it for full layers only, and llama.cpp aborts at load"
+    for key in ("", "_pattern")
+}
 QWEN35 = {
     "architecture": "Qwen3_5ForCausalLM",
     "rope_parameters": MROPE,
@@ -144,7 +148,12 @@ CASES: dict[str, Case] = {
     ),
     "sliding, window by default": Case(config={"use_sliding_window": True, "max_window_layers": 0}),
     "sliding types, window switched off": Case(config={**SLIDING, "use_sliding_window": False}),
-    "window, all layers full": Case(config={**SLIDING, "layer_types": ["full_attention"] * 2}),
+    "window, all layers full": Case(
+        config={**SLIDING, "layer_types": ["full_attention"] * 2}, differs=WINDOW_WITHOUT_LAYERS
+    ),
+    "window, max_window_layers beyond the last": Case(
+        config={"use_sliding_window": True, "sliding_window": 64}, differs=WINDOW_WITHOUT_LAYERS
+    ),
     "use_swa": Case(config={"dflash_config": {**NESTED, "use_swa": True, "swa_window_size": 32}}),
     "use_swa without window": Case(config={"dflash_config": {**NESTED, "use_swa": True}}),
     "sinks and value scale": Case(

@@ -185,8 +185,9 @@ def _attention_keys(drafter: Drafter, config: Config, nested: Config, layers: in
     types = _layer_types(config, layers, derive=bool(window))
     window = nested.optional_integer("swa_window_size") or window
     sliding = [True] * layers if use_swa else [t == "sliding_attention" for t in types]
-    windowed = bool(window) and (use_swa or use_window)
-    if windowed:
+    in_use = bool(window) and (use_swa or use_window)
+    # a window that no layer has: llama.cpp aborts on it when it makes the cache
+    if in_use and any(sliding):
         keys["attention.sliding_window"] = u32(window or 0)
         keys["attention.sliding_window_pattern"] = flag_array(sliding)
     elif any(sliding):
