@@ -29,4 +29,6 @@ clean:
 .venv/%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	# the reference drafter of the tests; its own requirements are for training
+	test $* != test || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps dflash==0.1.0
 	touch $@

@@ -2,5 +2,6 @@
 # Lane "fork-cpu": build the fork for the CPU with its tests, run those, then parity and server behaviour.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/build-fork build --backend cpu --tests
+.venv/bin/build-fork build --backend cpu
+.venv/bin/build-fork test --backend cpu
 .venv/bin/python -m pytest -q tests/parity tests/server
