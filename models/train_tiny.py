@@ -27,7 +27,7 @@ from torch import Tensor
 
 SEEDS = {"tokenizer": 7, "target": 1, "dflash": 2, "eagle3": 3, "prompts": 4, "answers": 5}
 TOKENIZER_DOCUMENTS = 6000
-DFLASH_STEPS, DFLASH_ANCHORS = 240, 16
+DFLASH_STEPS, DFLASH_ANCHORS = 400, 32
 EAGLE3_STEPS, EAGLE3_VOCABULARY = 180, 512
 ANSWERS = 1280  # training prompts that a target answers for its drafters
 PARTS = ("target", "dflash", "eagle3")

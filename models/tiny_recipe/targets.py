@@ -37,7 +37,7 @@ class Family:
 QWEN3 = Family(
     "qwen3", "qwen2", tokens=VOCABULARY - 4, steps=600, dflash_layers=2, dflash_taps=(1, 3, 4), eagle3_taps=(1, 3, 5)
 )
-QWEN35 = Family("qwen35", "qwen35", tokens=VOCABULARY, steps=500, dflash_layers=2, dflash_taps=(1, 3, 6))
+QWEN35 = Family("qwen35", "qwen35", tokens=VOCABULARY, steps=800, dflash_layers=2, dflash_taps=(1, 3, 6))
 FAMILIES = {family.name: family for family in (QWEN3, QWEN35)}
 
 
