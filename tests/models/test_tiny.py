@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from safetensors import safe_open
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tiny_recipe import checkpoint, measure, prompts  # noqa: E402
+from tiny_recipe import checkpoint, dflash, measure, prompts  # noqa: E402
+from tiny_recipe.acceptance import dflash_draft  # noqa: E402
 from tiny_recipe.corpus import held_out_documents, is_held_out, training_documents  # noqa: E402
 from tiny_recipe.targets import FAMILIES  # noqa: E402
 from train_tiny import SEEDS  # noqa: E402
@@ -210,6 +212,25 @@ def test_prompts_were_never_seen_in_training(tiny: Path) -> None:
     assert all(is_held_out(prompts.prompt_text(entry)) for entry in entries)
     for text in training_streams():
         assert prompts.leaked(entries, text) == []
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_drafters_notice_features_of_other_layers(tiny: Path, name: str) -> None:
+    """A pair whose drafter does as well on the wrong features would hide every mistake with layer ids."""
+    target, raw = checkpoint.load_target(tiny / name / "target")
+    tensors, config = checkpoint.load_drafter(tiny / name / "dflash")
+    shape = dflash.shape_from_config(config)
+    rotated = (*shape.taps[1:], shape.taps[0])
+    one_early = tuple(tap - 1 for tap in shape.taps)
+    drafts = {}
+    for taps in (shape.taps, rotated, one_early):
+        drafter = dflash.DFlash(replace(shape, taps=taps)).eval()
+        drafter.load_state_dict(tensors)
+        drafts[str(taps)] = dflash_draft(target, drafter)
+    entries = prompts.load_prompts(tiny / "prompts.json")[2::6]
+    tallies, _ = measure.measure(target, raw, drafts, entries)
+    lengths = [tally.mean_length for tally in tallies.values()]
+    assert max(lengths[1:]) < 0.95 * lengths[0], dict(zip(drafts, lengths, strict=True))
 
 
 @pytest.mark.parametrize("name", PAIRS)
