@@ -1,4 +1,4 @@
-"""Rollback of sequences that were verified in one batch, wherever their states lie: the fork's own test on a trained pair."""
+"""Rollback of sequences that were verified in one batch, wherever their states lie, on a trained hybrid target."""
 
 from __future__ import annotations
 
