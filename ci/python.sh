@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/ruff check .
 .venv/bin/build-fork validate
-.venv/bin/python -m pytest -q tests/convert tests/build tests/models
+.venv/bin/python -m pytest -q tests/convert tests/build tests/models tests/real
