@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 # Of the largest feature: float32 with sums in another order, over up to 8 layers. Measured at most 3.8e-6 (0.00044 of
-# 115) on qwen3 and 2.8e-6 (0.00056 of 201) on qwen35, both at position 660: rotation angles are float32 on both sides
+# 115) on qwen3 and 2.8e-6 (0.00056 of 201) on qwen35, both at position 660: rotation angles are float32 on both sides,
 # so the gap grows with the position (a float64 target lies between them). A wrong layer or row differs by more than 15.
 TOLERANCE = 1e-5
 
