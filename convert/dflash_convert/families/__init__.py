@@ -6,40 +6,18 @@ tensors that only one family has. The name must then agree, if the config gives 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from dflash_tools.errors import UserError
 
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter
 from dflash_convert.families import dflash, eagle3
+from dflash_convert.families.family import Family
+from dflash_convert.families.refused import refuse_if_known
 from dflash_convert.target import Target
 
-KNOWN = (
-    "DFlash (z-lab: DFlashDraftModel, flat config)",
-    "EAGLE3 (SpecForge: LlamaForCausalLMEagle3; vLLM: Eagle3LlamaForCausalLM)",
-)
-
-# (marks: a key of the config or the beginning of a tensor's name) -> a family that is recognised but not read
-_OTHERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("a drafter in the layout of speculators", ("transformer_layer_config", "speculators_model_type"), ()),
-    ("DFlash2", ("conv_kernel_size", "selector_rank"), ("candidate_selector.", "layers.0.attention_conv.")),
-    ("DSpark", ("markov_rank", "dspark_config"), ("markov_head.", "confidence_head.")),
-    ("Domino", (), ("prefix_gru", "embed_proj")),
-    ("Muse-Glimmer", (), ("encoder.fc.",)),
-)
-
-
-@dataclass(frozen=True)
-class Family:
-    name: str
-    architectures: frozenset[str]
-    read: Callable[[Checkpoint, Target], Drafter]
-
-
-_DFLASH = Family("DFlash", dflash.ARCHITECTURES, dflash.read)
-_EAGLE3 = Family("EAGLE3", eagle3.ARCHITECTURES | {"LlamaForCausalLM"}, eagle3.read)
+# The first that recognises a checkpoint reads it: the more special before the more general.
+FAMILIES: tuple[Family, ...] = (eagle3.FAMILY, dflash.FAMILY)
+KNOWN = tuple(f.known for f in FAMILIES)
 
 
 def read_drafter(checkpoint: Checkpoint, target: Target) -> Drafter:
@@ -49,37 +27,14 @@ def read_drafter(checkpoint: Checkpoint, target: Target) -> Drafter:
 
 def find_family(checkpoint: Checkpoint) -> Family:
     """The family whose content this is. Raises UserError if there is none or the architecture's name contradicts it."""
+    known = "Known: " + "; ".join(KNOWN) + "."
+    refuse_if_known(checkpoint, known)
     config = checkpoint.config
-    names = {n.removeprefix("model.") for n in checkpoint.tensors}
-    nested = config.section("dflash_config")
-    for other, keys, prefixes in _OTHERS:
-        key = next((k for k in keys if config.has(k) or nested.has(k)), None)
-        tensor = next((n for n in sorted(names) if prefixes and n.startswith(prefixes)), None)
-        if key or tensor:
-            raise UserError(
-                f"{checkpoint.directory}: {config.path.name if key else 'the weights'} "
-                f"{'have' if tensor and not key else 'has'} {key or tensor}: this is {other}, which is not read yet. "
-                f"{_known()}"
-            )
     architecture = next(iter(config.strings("architectures")), None)
-    family = _by_tensors(names) or _by_name(architecture)
+    family = next((f for f in FAMILIES if f.recognises(checkpoint)), None)
+    family = family or next((f for f in FAMILIES if architecture in f.by_name), None)
     if family is None or (architecture is not None and architecture not in family.architectures):
         like = f" (its tensors look like {family.name})" if family else ""
         found = architecture or "missing"
-        raise UserError(f"{config.where('architectures')} is {found}{like}; no drafter that is read here. {_known()}")
+        raise UserError(f"{config.where('architectures')} is {found}{like}; no drafter that is read here. {known}")
     return family
-
-
-def _by_tensors(names: set[str]) -> Family | None:
-    if "fc.weight" in names and any(n.startswith("midlayer.") or n == "layers.0.hidden_norm.weight" for n in names):
-        return _EAGLE3
-    return _DFLASH if {"fc.weight", "hidden_norm.weight"} <= names else None
-
-
-def _by_name(architecture: str | None) -> Family | None:
-    """For checkpoints with tensors missing: the reader then names them."""
-    return next((f for f in (_DFLASH, _EAGLE3) if architecture in f.architectures - {"LlamaForCausalLM"}), None)
-
-
-def _known() -> str:
-    return "Known: " + "; ".join(KNOWN) + "."

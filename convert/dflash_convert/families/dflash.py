@@ -13,6 +13,7 @@ from dflash_convert.check import check_tensors
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.common import layer_tensors, refuse_keys, weight, without_model_prefix
+from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.gguf_file import Metadata, f32, flag, flag_array, i32_array, text, u32
 from dflash_convert.jsonfile import Config
 from dflash_convert.rope import Rope, read_rope, sections_for_mrope
@@ -257,3 +258,13 @@ def _rope_keys(drafter: Drafter, rope: Rope, target: Target) -> Metadata:
     elif rope.sections is not None:
         keys |= {"rope.dimension_sections": i32_array(rope.sections)}
     return keys
+
+
+FAMILY = Family(
+    name="DFlash",
+    known="DFlash (z-lab: DFlashDraftModel, flat config)",
+    architectures=ARCHITECTURES,
+    recognises=lambda checkpoint: {"fc.weight", "hidden_norm.weight"} <= tensor_names(checkpoint),
+    read=read,
+    by_name=ARCHITECTURES,
+)

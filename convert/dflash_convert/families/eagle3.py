@@ -13,6 +13,7 @@ from dflash_convert.check import check_tensors
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.common import layer_tensors, refuse_keys, weight, without_model_prefix
+from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.gguf_file import Metadata, flag, i32_array, u32
 from dflash_convert.jsonfile import Config
 from dflash_convert.rope import Rope, read_rope
@@ -229,3 +230,18 @@ def _target_ids(d2t: LazyTensor, draft_vocab: int, vocab: int) -> np.ndarray:
             + (": it seems to hold the ids themselves, where offsets are expected" if absolute else "")
         )
     return ids
+
+
+def _recognises(checkpoint: Checkpoint) -> bool:
+    names = tensor_names(checkpoint)
+    return "fc.weight" in names and any(n.startswith("midlayer.") or n == "layers.0.hidden_norm.weight" for n in names)
+
+
+FAMILY = Family(
+    name="EAGLE3",
+    known="EAGLE3 (SpecForge: LlamaForCausalLMEagle3; vLLM: Eagle3LlamaForCausalLM)",
+    architectures=ARCHITECTURES | {"LlamaForCausalLM"},
+    recognises=_recognises,
+    read=read,
+    by_name=ARCHITECTURES,
+)
