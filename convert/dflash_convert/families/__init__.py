@@ -17,7 +17,7 @@ from dflash_convert.target import Target
 
 # The first that recognises a checkpoint reads it: the more special before the more general.
 FAMILIES: tuple[Family, ...] = (eagle3.FAMILY, dflash.FAMILY)
-KNOWN = tuple(f.known for f in FAMILIES)
+KNOWN = tuple(sorted(f.known for f in FAMILIES))
 
 
 def read_drafter(checkpoint: Checkpoint, target: Target) -> Drafter:
