@@ -1,0 +1,1 @@
+"""bench-dflash: what a round of speculation costs, and what a drafter brings."""
