@@ -17,6 +17,7 @@ from dflash_convert.checkpoint import Checkpoint, open_checkpoint
 from dflash_convert.drafter import Drafter
 from dflash_convert.families import KNOWN, read_drafter
 from dflash_convert.quantize import OUTTYPES
+from dflash_convert.taps import override_taps, parse_taps
 from dflash_convert.target import Target, read_target
 from dflash_convert.tokenizer import tokenizer_keys
 from dflash_convert.write import write_drafter
@@ -36,17 +37,19 @@ def convert(
     outfile: Path | None = None,
     outtype: str | None = None,
     *,
+    taps: str | None = None,
     llama_cpp: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Drafter, Path, int]:
     """Convert one drafter. Returns its description, the file written and its size in bytes.
 
     `outtype` by default is that of the weights (bf16 for bf16, otherwise f16), `outfile` by default
-    `<name of the drafter>-<OUTTYPE>.gguf` in the current directory. `llama_cpp`: source tree whose converter exports
-    the tokenizer of an HF target, by default the pinned one. Raises UserError; nothing is written then.
+    `<name of the drafter>-<OUTTYPE>.gguf` in the current directory. `taps`: see `taps.parse_taps`. `llama_cpp`:
+    source tree whose converter exports the tokenizer of an HF target, by default the pinned one. Raises UserError;
+    nothing is written then.
     """
     try:
-        return _convert(drafter, target, outfile, outtype, llama_cpp, progress)
+        return _convert(drafter, target, outfile, outtype, taps, llama_cpp, progress)
     except OSError as e:  # a folder that may not be read, a name that is too long, ...
         raise UserError(f"{e.filename or drafter}: {e.strerror or e}") from e
 
@@ -56,12 +59,15 @@ def _convert(
     target: Path,
     outfile: Path | None,
     outtype: str | None,
+    taps: str | None,
     llama_cpp: Path | None,
     progress: Callable[[int, int], None],
 ) -> tuple[Drafter, Path, int]:
     checkpoint = open_checkpoint(drafter)
     described_target = read_target(target)
     description = read_drafter(checkpoint, described_target)
+    if taps is not None:
+        override_taps(description, parse_taps(taps))
     check_target(checkpoint.config.path, description, described_target)
     _note_scaled_embeddings(description, described_target)
     outtype = outtype or _default_outtype(checkpoint)
@@ -90,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--outfile", type=Path, metavar="FILE", help="default: <drafter>-<OUTTYPE>.gguf, here")
     parser.add_argument("--outtype", choices=list(OUTTYPES), help="type of the matrices; default: that of the weights")
+    parser.add_argument(
+        "--taps",
+        metavar="WHICH",
+        help="layers of the target that are read, if the file is known to be wrong: inputs or outputs (how its ids are "
+        "meant), or the layers whose input is read, such as 2,18,33",
+    )
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return parser
 
@@ -98,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
     with _stop_on_signals():
         show = _progress_line() if sys.stderr.isatty() else lambda done, total: None
         drafter, outfile, size = convert(
-            args.drafter, args.target_model_dir, args.outfile, args.outtype, progress=show
+            args.drafter, args.target_model_dir, args.outfile, args.outtype, taps=args.taps, progress=show
         )
     for warning in drafter.warnings:
         print(f"{PROG}: warning: {warning}", file=sys.stderr)

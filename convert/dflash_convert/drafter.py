@@ -36,6 +36,7 @@ class Drafter:
     family: for messages ("DFlash"); arch: `general.architecture`, the prefix of its keys; switch: the llama-server flag
     head_dim_stated: the config (or its model type's default) gives head_dim, so it is written
     taps: layers of the target whose *input* is read, in the order of the column blocks of `fc`
+    tap_ids: the layers as the file names them, inputs or outputs; empty if it names none
     target_hidden_size: width of one tap
     mask_token_id: the token of the slots to fill (None for families without)
     block_size: tokens of one block, anchor included (None for families without)
@@ -63,6 +64,7 @@ class Drafter:
     mask_token_id: int | None = None
     block_size: int | None = None
     draft_vocab_size: int | None = None
+    tap_ids: tuple[int, ...] = ()
     extra: Metadata = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,52 @@
+"""Which layers of the target a drafter reads, where the user knows better than the file.
+
+Files name the layers whose input is read or those whose output is read, one less, and the same key has been read in
+both ways. `--taps` settles it: `inputs`, `outputs`, or the layers themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dflash_tools.errors import UserError
+
+from dflash_convert.drafter import Drafter
+
+MEANINGS = ("inputs", "outputs")
+MAX_LAYER = 4096
+
+
+def parse_taps(text: str) -> str | tuple[int, ...]:
+    """The value of `--taps`: one of MEANINGS, or the layers whose input is read ("2,18,33").
+
+    Raises UserError for anything else.
+    """
+    if text in MEANINGS:
+        return text
+    if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text.replace(" ", "")) or len(text) > MAX_LAYER:
+        raise UserError(
+            f"--taps {text[:80]!r}: expected inputs or outputs (how the ids of the drafter's file are meant), or the "
+            "layers whose input is read, such as 2,18,33"
+        )
+    return tuple(int(i) for i in text.split(","))
+
+
+def override_taps(drafter: Drafter, wanted: str | tuple[int, ...]) -> None:
+    """Set `drafter.taps` as the user says, with a note. Raises UserError if the file gives nothing to reinterpret or
+    the number of layers is another."""
+    if isinstance(wanted, str):
+        if not drafter.tap_ids:
+            raise UserError(f"--taps {wanted}: the drafter's file names no layers; give them, such as --taps 2,18,33")
+        shift = MEANINGS.index(wanted)
+        taps: Sequence[int] = [i + shift for i in drafter.tap_ids]
+    else:
+        taps = wanted
+    if len(taps) != len(drafter.taps):
+        raise UserError(
+            f"--taps names {len(taps)} layers; fc of this drafter reads {len(drafter.taps)}, "
+            f"by its file the inputs of {list(drafter.taps)}"
+        )
+    if tuple(taps) != drafter.taps:
+        drafter.notes.append(f"--taps: the inputs of layers {list(taps)} instead of {list(drafter.taps)}")
+    drafter.taps = tuple(taps)
