@@ -6,6 +6,25 @@
 Samples are kept as they were taken; medians and spreads are computed when they are shown. What was not measured has no
 series: unknown is never 0. Two records compare only when their conditions agree (`unlike`), but for those that say when
 and with which build it was measured.
+
+Names that the reports know (`report.py`, `plots.py`); a record may hold others, which appear in its tables only.
+Labels in brackets may be left out; `shape`, `context`, `kv`, `slots` may be added to any of them.
+
+    step_ms        ms     rows                          one step of the target
+    phase_ms       ms     phase, [acceptance]           mean per round; phase is one of PHASES
+    round_ms       ms     [acceptance]                  mean per round
+    decode_rate    tok/s  drafter, [acceptance]         tokens after the first over the time after the prompt;
+                                                        drafter is "none" for plain decoding
+    prefill_rate   tok/s  tokens, drafter
+    memory         MiB    part, drafter
+    copy_rate      GB/s                                 memory bandwidth a copy reaches
+
+of a `run`, all with the labels suite, prompt, temperature, thinking, template, one value per repeat:
+
+    decode_rate, decode_ms, ttft_ms, stream_rate, tokens, steps, drafted, accepted, rounds, phase_ms
+    accepted_at    count  position                      rounds in which the draft of that position (from 1) was accepted
+    equal          0 / 1                                greedy text equal to the same build without drafter
+    difference_at, difference_margin  token, nats       where two greedy texts part, and how near a tie that was
 """
 
 from __future__ import annotations
@@ -22,6 +41,8 @@ from dflash_tools.errors import UserError
 
 SCHEMA = "bench-dflash/1"
 KINDS = ("cost", "run")
+PHASES = ("draft", "inject", "verify", "sample", "commit", "other")
+PLAIN = "none"
 
 # Conditions that two records may differ in: they name what is compared, or say when it happened.
 FREE_CONDITIONS = ("builds", "command", "started", "seconds", "tool", "disturbances", "host")
@@ -67,17 +88,19 @@ class Record:
     series: list[Series] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _places: dict[tuple, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def add(self, name: str, build: str, unit: str, values: Sequence[float], **labels: object) -> Series:
         """Append the samples of one quantity. Samples of the same name, build, unit and labels are joined."""
         texts = {key: str(value) for key, value in labels.items()}
         numbers = tuple(float(value) for value in values)
-        for i, old in enumerate(self.series):
-            if (old.name, old.build, old.unit, old.labels) == (name, build, unit, texts):
-                self.series[i] = Series(name, build, unit, old.values + numbers, texts)
-                return self.series[i]
-        self.series.append(Series(name, build, unit, numbers, texts))
-        return self.series[-1]
+        place = self._places.setdefault((name, build, unit, *sorted(texts.items())), len(self.series))
+        if place == len(self.series):
+            self.series.append(Series(name, build, unit, numbers, texts))
+        else:
+            old = self.series[place]
+            self.series[place] = Series(name, build, unit, old.values + numbers, texts)
+        return self.series[place]
 
     def select(self, name: str, build: str | None = None, **labels: object) -> Iterator[Series]:
         """Series of that name (and build, and labels), in the order they were added."""
@@ -200,9 +223,13 @@ def _series(found: Any, where: str, name: str) -> Series:
     fields = _typed(found, dict, where, name)
     values = []
     for i, value in _items({f"{name}.values": fields.get("values")}, f"{name}.values", where):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{where}: {name}.values[{i}] is {value!r}, expected a finite number")
-        values.append(float(value))
+        try:
+            number = math.nan if isinstance(value, bool | str) else float(value)
+        except (TypeError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{where}: {name}.values[{i}] is {str(value)[:40]}, expected a finite number")
+        values.append(number)
     return Series(
         name=_typed(fields.get("name"), str, where, f"{name}.name"),
         build=_typed(fields.get("build"), str, where, f"{name}.build"),
