@@ -45,8 +45,35 @@ class RefusedError(UserError):
 
 
 @dataclass(frozen=True)
+class SpecTimings:
+    """Where the rounds of one request spent their time: sums over the request, in milliseconds.
+
+    `other_ms` is the host's gap, the round less the named phases. `accepted_per_pos[i]` counts the rounds in which the
+    draft's token i was accepted.
+    """
+
+    rounds: int
+    draft_ms: float
+    inject_ms: float
+    verify_ms: float
+    sample_ms: float
+    commit_ms: float
+    other_ms: float
+    round_ms: float
+    accepted_per_pos: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> SpecTimings:
+        values = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
+        return cls(**{**values, "accepted_per_pos": tuple(found.get("accepted_per_pos", ()))})
+
+
+@dataclass(frozen=True)
 class Timings:
-    """What the server says about one request. Times in milliseconds, rates in tokens per second."""
+    """What the server says about one request. Times in milliseconds, rates in tokens per second.
+
+    `spec` is None when the server does not time its phases (as upstream), or ran without a drafter.
+    """
 
     cache_n: int = 0
     prompt_n: int = 0
@@ -56,11 +83,15 @@ class Timings:
     predicted_per_second: float = 0.0
     draft_n: int = 0
     draft_n_accepted: int = 0
+    spec: SpecTimings | None = None
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Timings:
         """Keys the server leaves out stay 0: without a drafter there are no `draft_*`."""
-        return cls(**{name: found[name] for name in cls.__dataclass_fields__ if name in found})
+        values = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
+        if spec := values.pop("spec", None):
+            values["spec"] = SpecTimings.from_json(spec)
+        return cls(**values)
 
 
 @dataclass(frozen=True)
