@@ -14,12 +14,13 @@ from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.common import layer_tensors, refuse_keys, weight, without_model_prefix
 from dflash_convert.families.family import Family, tensor_names
+from dflash_convert.families.reduced_vocabulary import draft_vocab_size, reduced_shapes, target_ids
 from dflash_convert.gguf_file import Metadata, flag, i32_array, u32
 from dflash_convert.jsonfile import Config
 from dflash_convert.rope import Rope, read_rope
 from dflash_convert.shape import LAYER_NAMES, Shape, default_theta, layer_shapes, read_shape, with_model_defaults
 from dflash_convert.target import Target
-from dflash_convert.tensors import INT_TYPES, LazyTensor
+from dflash_convert.tensors import LazyTensor
 
 ARCHITECTURES = frozenset({"LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"})
 N_TAPS = 3
@@ -46,12 +47,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     if shape.layers != 1:
         raise UserError(f"{config.where('num_hidden_layers')} is {shape.layers}; llama.cpp's EAGLE3 has exactly one")
     tensors = _one_layer_name(without_model_prefix(checkpoint))
-    draft_vocab = config.optional_integer("draft_vocab_size", least=1)
-    draft_vocab = draft_vocab or _rows(tensors, "lm_head.weight") or shape.vocab
-    if draft_vocab > shape.vocab:
-        raise UserError(
-            f"{config.where('draft_vocab_size')} is {draft_vocab}, more than the vocabulary's {shape.vocab} tokens"
-        )
+    draft_vocab = draft_vocab_size(config, tensors, shape.vocab)
     target_hidden = config.optional_integer("target_hidden_size", least=1) or target.hidden_size
     if target_hidden is None:
         raise UserError(f"{target.path}: hidden_size is not stated; EAGLE3 needs it for the width of its taps")
@@ -99,11 +95,6 @@ def _one_layer_name(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
             raise UserError(f"{tensor.file}: {name} stands twice, as midlayer.* and as layers.0.*")
         found[short] = tensor
     return found
-
-
-def _rows(tensors: dict[str, LazyTensor], name: str) -> int | None:
-    tensor = tensors.get(name)
-    return tensor.shape[0] if tensor is not None and tensor.shape and tensor.shape[0] > 0 else None
 
 
 def _taps(config: Config, target: Target, notes: list[str]) -> tuple[int, ...]:
@@ -155,13 +146,9 @@ def _check(
     layer = {**layer_shapes(shape, 2 * shape.hidden), "hidden_norm.weight": (shape.hidden,)}
     required = {"fc.weight": (shape.hidden, width), "norm.weight": (shape.hidden,)}
     required |= {f"layers.0.{name}": s for name, s in layer.items()}
-    optional: dict[str, tuple[int, ...]] = {
-        "embed_tokens.weight": (shape.vocab, shape.hidden),
-        "t2d": (shape.vocab,),
-    }
-    reduced = draft_vocab < shape.vocab
-    (required if reduced else optional)["lm_head.weight"] = (draft_vocab, shape.hidden)
-    (required if reduced else optional)["d2t"] = (draft_vocab,)
+    head_required, optional = reduced_shapes(draft_vocab, shape.vocab, shape.hidden)
+    required |= head_required
+    optional["embed_tokens.weight"] = (shape.vocab, shape.hidden)
     if norm_before_fc:
         required["input_norm.weight"] = (width,)
     elif "input_norm.weight" in tensors:
@@ -209,27 +196,8 @@ def _tensors(tensors: dict[str, LazyTensor], shape: Shape, draft_vocab: int, rop
     if "lm_head.weight" in tensors:
         found.append(weight(tensors["lm_head.weight"], "output.weight"))
     if "d2t" in tensors:
-        found.append(OutTensor("d2t", _target_ids(tensors["d2t"], draft_vocab, shape.vocab)))
+        found.append(OutTensor("d2t", target_ids(tensors["d2t"], draft_vocab, shape.vocab)))
     return found
-
-
-def _target_ids(d2t: LazyTensor, draft_vocab: int, vocab: int) -> np.ndarray:
-    """Absolute target ids [draft_vocab], int64, from the offsets that checkpoints store."""
-    if d2t.dtype not in INT_TYPES:
-        raise UserError(f"{d2t.file}: d2t is stored as {d2t.dtype}; whole numbers (I64 or I32) are expected")
-    offsets = d2t.read_flat(0, draft_vocab).astype(np.int64)
-    # compared before adding, so that nothing overflows
-    if offsets.min() < -draft_vocab or offsets.max() >= vocab:
-        ids = None
-    else:
-        ids = offsets + np.arange(draft_vocab, dtype=np.int64)
-    if ids is None or ids.min() < 0 or ids.max() >= vocab or len(np.unique(ids)) != draft_vocab:
-        absolute = offsets.min() >= 0 and offsets.max() < vocab and bool((np.diff(offsets) > 0).all())
-        raise UserError(
-            f"{d2t.file}: d2t[i] + i must be {draft_vocab} different target ids below {vocab}, and is not"
-            + (": it seems to hold the ids themselves, where offsets are expected" if absolute else "")
-        )
-    return ids
 
 
 def _recognises(checkpoint: Checkpoint) -> bool:

@@ -1,0 +1,96 @@
+"""The layout of speculators, which wraps drafters of several families: its config made flat, and its conventions.
+
+The transformer stands in `transformer_layer_config` (only what differs from the defaults of its model type); the
+drafter's own keys stand beside it. Tapped layers are named by their *input*, where the flat layouts of DFlash name
+layers by their output: so a reader takes the ids as they are. A drafter may have a vocabulary of its own, a selection
+of the target's (`reduced_vocabulary`).
+"""
+
+from __future__ import annotations
+
+from dflash_tools.errors import UserError
+
+from dflash_convert.checkpoint import Checkpoint
+from dflash_convert.jsonfile import Config
+from dflash_convert.shape import MODEL_TYPE_DEFAULTS
+from dflash_convert.target import Target
+
+SECTION = "transformer_layer_config"
+KIND = "speculators_model_type"
+TAP_IDS = "aux_hidden_state_layer_ids"
+# Keys that belong to the drafter: never the transformer's, even if its section carries them along from the checkpoint
+# it was made from.
+_DRAFTER_KEYS = frozenset({
+    "architectures", "auto_map", "aux_hidden_state_layer_ids", "block_size", "confidence_head_with_markov",
+    "conv_group_size", "conv_kernel_size", "dflash_config", "draft_vocab_size", "dspark_config", "eagle_config",
+    "eagle_aux_hidden_state_layer_ids", "enable_confidence_head", "fc_norm", "is_causal", "markov_head_type",
+    "markov_rank", "mask_token_id", "norm_before_fc", "norm_before_residual", "norm_output", "num_target_layers",
+    "sample_from_anchor", "selector_rank", "selector_top_k", "sliding_window_non_causal", "target_hidden_size",
+    "target_layer_ids",
+})  # fmt: skip
+
+
+def is_speculators(checkpoint: Checkpoint) -> bool:
+    """Whether the config is nested as speculators nests it. Architectures do not tell: `DFlashDraftModel` is both."""
+    return SECTION in checkpoint.config.values
+
+
+def kind_of(checkpoint: Checkpoint) -> str:
+    """What speculators calls the family: "dflash", "dflash2", "dspark", "eagle3", ...; "" if the config does not say.
+
+    Raises UserError if a key that says it holds no string.
+    """
+    config = checkpoint.config
+    return (config.string(KIND) or config.section("speculators_config").string("algorithm")).lower()
+
+
+def verifier_of(checkpoint: Checkpoint) -> str:
+    """The target the drafter was trained for, as the config names it; "" if it does not."""
+    return checkpoint.config.section("speculators_config").section("verifier").string("name_or_path")
+
+
+def flat_config(checkpoint: Checkpoint) -> Config:
+    """One flat config: the transformer's keys, the drafter's own over them. A flat one comes back as it is.
+
+    Size, rope and layer types hold as the section has them: what stands of them at the top is left over from other
+    tools, and speculators does not read it there. `model_type` is the transformer's, qwen3 if it names none. Raises
+    UserError if the section is no object or of a model type whose defaults are not known.
+    """
+    if not is_speculators(checkpoint):
+        return checkpoint.config
+    top = checkpoint.config
+    section = top.section(SECTION)
+    model_type = section.string("model_type") or "qwen3"
+    if model_type not in MODEL_TYPE_DEFAULTS:
+        raise UserError(
+            f"{section.where('model_type')} is {model_type!r}; drafters of qwen3 and llama layers can be converted"
+        )
+    inherited = {k: v for k, v in section.values.items() if k not in _DRAFTER_KEYS}
+    own = {k: v for k, v in top.values.items() if k not in inherited and k not in (SECTION, *_transformer_keys())}
+    return Config(top.path, {**inherited, **own, "model_type": model_type})
+
+
+def input_taps(config: Config, target: Target, notes: list[str], key: str = TAP_IDS) -> tuple[int, ...]:
+    """Layers whose input is tapped, in the order of the columns of `fc`; the number of layers names the final state.
+
+    Without ids speculators' rule holds: 2, half of the target's layers, and the third from the end. Raises UserError if
+    the target does not say how many it has.
+    """
+    if config.integers(key):
+        return tuple(config.integers(key))
+    n = target.n_layers
+    if n is None:
+        raise UserError(
+            f"{config.where(key)} is missing, and {target.path} does not say how many layers it has, from which the "
+            "tapped ones would follow"
+        )
+    ids = (2, n // 2, n - 3)
+    notes.append(f"the config names no tapped layers: the usual ones for {n} layers are taken, {list(ids)}")
+    return ids
+
+
+def _transformer_keys() -> set[str]:
+    """Keys that speculators reads from the section alone, so that a copy at the top says nothing."""
+    sizes = {key for defaults in MODEL_TYPE_DEFAULTS.values() for key in defaults}
+    return sizes | {"model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "use_sliding_window",
+                    "hidden_act", "attention_bias", "mlp_bias"}  # fmt: skip
