@@ -20,6 +20,7 @@ without draft and counts the cut tokens.
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ Message = Mapping[str, Any]
 
 # /metrics prints six significant digits, so a larger counter is rounded and its growth is worthless.
 _EXACT_BELOW = 1_000_000
+_PER_POSITION = 'spec_decode_num_accepted_tokens_per_pos_total{{position="{}"}}'
 # More candidates than any vocabulary has.
 _ALL = 1 << 20
 
@@ -118,10 +120,15 @@ class SpecCounters:
     drafted: int
     accepted: int
     verified: int
+    accepted_per_pos: tuple[int, ...] = ()
 
     def __sub__(self, other: SpecCounters) -> SpecCounters:
+        places = itertools.zip_longest(self.accepted_per_pos, other.accepted_per_pos, fillvalue=0)
         return SpecCounters(
-            self.drafted - other.drafted, self.accepted - other.accepted, self.verified - other.verified
+            self.drafted - other.drafted,
+            self.accepted - other.accepted,
+            self.verified - other.verified,
+            tuple(mine - theirs for mine, theirs in places),
         )
 
 
@@ -131,6 +138,7 @@ class Counted:
 
     completion: Completion
     verified: int
+    accepted_per_pos: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -185,15 +193,16 @@ class LlamaClient:
         """Run one request and count its verify steps. Nothing else may use the server meanwhile."""
         before = self.spec_counters()
         completion = request()
-        return Counted(completion, (self.spec_counters() - before).verified)
+        grown = self.spec_counters() - before
+        return Counted(completion, grown.verified, grown.accepted_per_pos)
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of `text` in the target's vocabulary."""
         return self._post("/tokenize", {"content": text, "add_special": add_special})["tokens"]
 
-    def apply_template(self, messages: Sequence[Message]) -> str:
-        """The prompt text the chat template makes of `messages`."""
-        return self._post("/apply-template", {"messages": list(messages)})["prompt"]
+    def apply_template(self, messages: Sequence[Message], **params: Any) -> str:
+        """The prompt text the chat template makes of `messages`, with `tools=` and `chat_template_kwargs=` if given."""
+        return self._post("/apply-template", {"messages": list(messages), **params})["prompt"]
 
     def top_logprobs(self, ids: Sequence[int], count: int) -> list[dict[str, Any]]:
         """The `count` likeliest tokens after `ids`: `id`, `token`, `logprob` each (softmax at temperature 1).
@@ -209,6 +218,10 @@ class LlamaClient:
         params = {**params, "n_predict": 1, "n_probs": _ALL, "post_sampling_probs": True, "seed": 1}
         found = self._post("/completion", {"prompt": list(ids), **params})
         return {c["id"]: c["prob"] for place in found["completion_probabilities"][:1] for c in place["top_probs"]}
+
+    def model(self) -> dict[str, Any]:
+        """What the server says of its model: `n_params`, `size` in bytes, `ftype`, `n_ctx_train` (GET /v1/models)."""
+        return self._get_json("/v1/models")["data"][0].get("meta") or {}
 
     def props(self) -> dict[str, Any]:
         """GET /props: model path, context size, build, chat template."""
@@ -235,12 +248,13 @@ class LlamaClient:
         counters = [
             int(found[f"spec_decode_num_{name}_total"]) for name in ("draft_tokens", "accepted_tokens", "drafts")
         ]
+        places = itertools.takewhile(found.__contains__, map(_PER_POSITION.format, itertools.count()))
         if max(counters) >= _EXACT_BELOW:
             raise UserError(
                 f"/metrics prints counters of {_EXACT_BELOW} and more with six digits only (found {counters}): "
                 "restart the server to count verify steps again"
             )
-        return SpecCounters(*counters)
+        return SpecCounters(*counters, tuple(int(found[place]) for place in places))
 
     def healthy(self) -> bool:
         """True when the model is loaded. False while it loads or when nobody answers."""

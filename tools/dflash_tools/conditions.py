@@ -25,7 +25,7 @@ def machine(bin_dir: Path, threads: int) -> str:
     """CPU with its threads, and the accelerators the binaries can use: what the work really ran on."""
     found = _DEVICE.findall(_run(bin_dir, "--list-devices"))
     devices = [f"{name} {memory} MiB" for device, name, memory in found if device != "BLAS"]
-    return " + ".join([*devices, f"{_cpu()}, {threads} of {usable_cores()} threads"])
+    return " + ".join([*devices, f"{cpu()}, {threads} of {usable_cores()} threads"])
 
 
 def build(bin_dir: Path) -> str:
@@ -36,7 +36,8 @@ def build(bin_dir: Path) -> str:
     return found["version"] + (f", {found['compiler']}" if found["compiler"] else "")
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Its name, as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and (found := re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)):
         return found[1].strip()
