@@ -1,4 +1,4 @@
-"""Write a drafter description as GGUF: keys first, then one tensor after the other in pieces.
+"""Write a drafter description as GGUF: keys first, then the tensors in pieces, each by the thread that encodes it.
 
 All goes into a temporary file beside the output, which takes the output's name only when it is complete.
 """
@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -28,9 +27,9 @@ from dflash_convert.quantize import OUTTYPES, encode_rows, tensor_type
 from dflash_convert.tensors import LazyTensor
 
 CHUNK_ELEMENTS = 1 << 18  # small enough for a processor's cache
-WORKERS = 4
+WORKERS = min(8, (os.cpu_count() or 1) + 2)  # some wait for the disk
 ALIGNMENT = 32
-Piece = Callable[[], np.ndarray]
+Piece = Callable[[], int]
 _ARRAY_TYPES = {np.dtype(np.float32): T.F32, np.dtype(np.int64): T.I64}
 
 
@@ -66,19 +65,15 @@ def write_drafter(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         writer.close()
-        with part.open("ab") as f:
-            done = 0
-            for tensor, kind, size in zip(drafter.tensors, kinds, sizes, strict=True):
-                _pad(f)
-                start = f.tell()
-                for piece in _in_parallel(_pieces(tensor, kind)):
-                    f.write(memoryview(np.ascontiguousarray(piece)).cast("B"))
-                    progress(done + f.tell() - start, sum(sizes))
-                if f.tell() - start != size:
-                    raise AssertionError(f"{tensor.name}: {f.tell() - start} bytes written, {size} announced")
-                done += size
-            _pad(f)
-            return f.tell()
+        starts, end = _places(part.stat().st_size, sizes)
+        os.truncate(part, end)  # what no piece covers is zero
+        done = 0
+        for n in _in_parallel(_pieces(drafter.tensors, kinds, starts, part)):
+            done += n
+            progress(done, sum(sizes))
+        if done != sum(sizes):
+            raise AssertionError(f"{done} bytes written, {sum(sizes)} announced")
+        return end
 
 
 def drafter_keys(drafter: Drafter) -> Metadata:
@@ -119,31 +114,54 @@ def _nbytes(tensor: OutTensor, kind: T) -> int:
     return prod(tensor.shape) // block * size
 
 
-def _pieces(tensor: OutTensor, kind: T) -> Iterator[Piece]:
-    """What reads and encodes the tensor's bytes, in order, a bounded number of rows at a time."""
-    source = tensor.source
-    if isinstance(source, np.ndarray):
-        yield lambda: source
-        return
-    n_rows, group = prod(tensor.shape[:-1]), len(tensor.row_order or (0,))
-    step = max(1, CHUNK_ELEMENTS // source.row_size // group) * group
-    for start in range(0, n_rows, step):
-        yield partial(_encode, source, tensor.row_order, kind, start, min(start + step, n_rows))
+def _places(start: int, sizes: list[int]) -> tuple[list[int], int]:
+    """Where tensors of these sizes begin, one after the other from `start`, each aligned; and where the file ends."""
+    places = []
+    for size in sizes:
+        start += -start % ALIGNMENT
+        places.append(start)
+        start += size
+    return places, start + -start % ALIGNMENT
 
 
-def _encode(source: LazyTensor, order: tuple[int, ...] | None, kind: T, start: int, stop: int) -> np.ndarray:
+def _pieces(tensors: list[OutTensor], kinds: list[T], starts: list[int], part: Path) -> Iterator[Piece]:
+    """What reads, encodes and writes a bounded number of rows at a time, each in its place of `part`."""
+    for tensor, kind, at in zip(tensors, kinds, starts, strict=True):
+        source = tensor.source
+        if isinstance(source, np.ndarray):
+            yield partial(_write_at, part, at, source)
+            continue
+        n_rows, group = prod(tensor.shape[:-1]), len(tensor.row_order or (0,))
+        step = max(1, CHUNK_ELEMENTS // source.row_size // group) * group
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        for row in range(0, n_rows, step):
+            place = at + row * source.row_size // block * size
+            yield partial(_encode_at, part, place, source, tensor.row_order, kind, row, min(row + step, n_rows))
+
+
+def _encode_at(
+    part: Path, at: int, source: LazyTensor, order: tuple[int, ...] | None, kind: T, start: int, stop: int
+) -> int:
     rows = source.read_rows(start, stop)
     if order is not None:
         # of a vector, the elements are reordered
         columns = source.row_size if len(source.shape) > 1 else 1
         rows = rows.reshape(-1, len(order), columns)[:, list(order)].reshape(rows.shape)
-    return encode_rows(rows, source, start * source.row_size, kind)
+    return _write_at(part, at, encode_rows(rows, source, start * source.row_size, kind))
 
 
-def _in_parallel(pieces: Iterable[Piece]) -> Iterator[np.ndarray]:
+def _write_at(part: Path, at: int, values: np.ndarray) -> int:
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    with part.open("r+b") as f:
+        f.seek(at)
+        f.write(data)
+    return len(data)
+
+
+def _in_parallel(pieces: Iterable[Piece]) -> Iterator[int]:
     """Their results in order, the next few under way meanwhile (NumPy and the disk release the interpreter)."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        waiting: deque[Future[np.ndarray]] = deque()
+        waiting: deque[Future[int]] = deque()
         try:
             for piece in pieces:
                 waiting.append(pool.submit(piece))
@@ -154,10 +172,6 @@ def _in_parallel(pieces: Iterable[Piece]) -> Iterator[np.ndarray]:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _pad(f: BinaryIO) -> None:
-    f.write(b"\0" * (-f.tell() % ALIGNMENT))
 
 
 @contextmanager

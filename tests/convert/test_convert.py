@@ -268,6 +268,29 @@ def test_fast_encoders_have_the_bits_of_the_gguf_package(scale: float) -> None:
             assert encode(values).tobytes() == gguf.quants.quantize(values, kind).tobytes()
 
 
+def test_q8_0_rounds_halves_and_their_neighbours_as_ggml() -> None:
+    """With a largest number of 127 the scale is 1, so that every number is rounded as it stands."""
+    halves = np.arange(-126.5, 127, dtype=np.float32)
+    near = np.concatenate([np.nextafter(halves, np.float32(-200)), halves, np.nextafter(halves, np.float32(200))])
+    small = np.float32([0.0, -0.0, 1e-45, -1e-45, 1e-30, 0.25, 127, -127])
+    pool = np.concatenate([near, small, -small])
+    values = np.random.default_rng(3).choice(pool, (4096, 32)).astype(np.float32)
+    values[:, 0] = 127
+    expected = np.sign(values) * np.floor(np.abs(values.astype(np.float64)) + 0.5)
+    assert (np.ascontiguousarray(_to_q8_0(values)["q"]).view(np.int8).reshape(-1, 32) == expected).all()
+
+
+@pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0"])
+def test_many_pieces_in_parallel_are_the_same_bytes(
+    outtype: str, tmp_path: Path, gguf_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = save(tmp_path / "d", dflash_config(), dflash_tensors(dflash_config()))
+    convert(drafter, gguf_target, tmp_path / "whole.gguf", outtype)
+    monkeypatch.setattr(dflash_convert.write, "CHUNK_ELEMENTS", 200)
+    convert(drafter, gguf_target, tmp_path / "pieces.gguf", outtype)
+    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "pieces.gguf").read_bytes()
+
+
 def mutated_bytes(data: bytes, rng: random.Random, reach: int) -> bytes:
     """A few bytes of the first `reach` changed, taken out or doubled."""
     out = bytearray(data)
