@@ -1,7 +1,7 @@
-"""EAGLE3 in the flat layouts of SpecForge and vLLM: one Llama layer over [embedding | fused features of three taps].
+"""EAGLE3: one Llama layer over [embedding | fused features of three tapped layers], as its several producers write it.
 
-The layer is named `midlayer.*` or `layers.0.*`. `d2t` is an offset (target id = draft id + d2t[draft id]); llama.cpp
-stores the target ids themselves. `t2d` says the same once more and is not written.
+The layer is named `midlayer.*` (SafeAILab, SpecForge) or `layers.0.*` (vLLM, ModelOpt, speculators). Embeddings are
+often left to the target. ModelOpt keeps flags in `eagle_config`, speculators nests the whole config.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dflash_tools.errors import UserError
 from dflash_convert.check import check_tensors
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter, OutTensor
-from dflash_convert.families.common import layer_tensors, refuse_keys, weight, without_model_prefix
+from dflash_convert.families.common import layer_tensors, weight, without_model_prefix
+from dflash_convert.families.eagle3_taps import N_TAPS, read_taps
 from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.families.reduced_vocabulary import draft_vocab_size, reduced_shapes, target_ids
+from dflash_convert.families.speculators import flat_config, is_speculators, kind_of
 from dflash_convert.gguf_file import Metadata, flag, i32_array, u32
 from dflash_convert.jsonfile import Config
 from dflash_convert.rope import Rope, read_rope
@@ -22,45 +24,50 @@ from dflash_convert.shape import LAYER_NAMES, Shape, default_theta, layer_shapes
 from dflash_convert.target import Target
 from dflash_convert.tensors import LazyTensor
 
-ARCHITECTURES = frozenset({"LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"})
-N_TAPS = 3
-_IDS = "eagle_aux_hidden_state_layer_ids"
+FLAT_ARCHITECTURES = frozenset({"LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"})
+NESTED_ARCHITECTURES = frozenset({"Eagle3DraftModel", "Eagle3Speculator"})
 _NAMES = {**LAYER_NAMES, "hidden_norm.weight": "attn_norm_2.weight"}
+
+# What some drafters have and llama.cpp's EAGLE3 graph has not: keys that are set, beginnings of tensor names.
+_UNSUPPORTED_KEYS = {
+    "attention_bias": "llama.cpp's EAGLE3 has no attention biases",
+    "mlp_bias": "llama.cpp's EAGLE3 has no biases",
+    "quantization_config": "quantised checkpoints are not read; take the original one",
+    "fc_norm": "llama.cpp's EAGLE3 has no norms per tapped layer",
+    "norm_output": "llama.cpp's EAGLE3 feeds back the state before the norm, this drafter the one after it",
+}
+_UNSUPPORTED_TENSORS = {
+    "fc_norm.": "llama.cpp's EAGLE3 has no norms per tapped layer",
+    "aux_norm": "llama.cpp's EAGLE3 has no norms per tapped layer",
+    "layers.0.self_attn.kv_a_proj_with_mqa.": "llama.cpp's EAGLE3 has no latent attention (MLA)",
+    "layers.0.self_attn.q_norm.": "llama.cpp's EAGLE3 has no norms of queries and keys",
+    "layers.0.self_attn.k_norm.": "llama.cpp's EAGLE3 has no norms of queries and keys",
+    "layers.1.": "llama.cpp's EAGLE3 has exactly one layer",
+    "parallel_draft_heads.": "llama.cpp's EAGLE3 has no parallel heads",
+}
 
 
 def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     """Read an EAGLE3 checkpoint. Raises UserError where it is incomplete or asks for what llama.cpp cannot do."""
-    config = with_model_defaults(checkpoint.config)
-    refuse_keys(
-        checkpoint,
-        {
-            "attention_bias": "llama.cpp's EAGLE3 has no attention biases",
-            "mlp_bias": "llama.cpp's EAGLE3 has no biases",
-            "quantization_config": "quantised checkpoints are not read; take the original one",
-            "fc_norm": "norms per tapped layer are not supported",
-            "norm_output": "feeding back the normed state is not supported",
-        },
-    )
-    if config.string("hidden_act", "silu") not in ("silu", "swish"):
-        raise UserError(f"{config.where('hidden_act')} is {config.string('hidden_act')!r}; llama.cpp's EAGLE3 has silu")
+    config = with_model_defaults(flat_config(checkpoint))
+    nested = config.section("eagle_config")
+    tensors = _one_layer_name(without_model_prefix(checkpoint))
+    _refuse_unsupported(config, nested, tensors)
     shape = read_shape(config)
     if shape.layers != 1:
         raise UserError(f"{config.where('num_hidden_layers')} is {shape.layers}; llama.cpp's EAGLE3 has exactly one")
-    tensors = _one_layer_name(without_model_prefix(checkpoint))
     draft_vocab = draft_vocab_size(config, tensors, shape.vocab)
     target_hidden = config.optional_integer("target_hidden_size", least=1) or target.hidden_size
     if target_hidden is None:
         raise UserError(f"{target.path}: hidden_size is not stated; EAGLE3 needs it for the width of its taps")
     notes: list[str] = []
-    taps = _taps(config, target, notes)
-    nested = config.section("eagle_config")
+    taps = read_taps(config, target, notes)
     norm_before_fc = nested.flag("norm_before_fc", config.flag("norm_before_fc", False))
     _check(checkpoint, tensors, shape, draft_vocab, target_hidden, target, norm_before_fc)
     rope = read_rope(config, shape.head_dim, default_theta(config))
-    if rope.partial not in (None, 1.0):
-        raise UserError(
-            f"{config.where('partial_rotary_factor')} is {rope.partial}; llama.cpp's EAGLE3 rotates whole heads"
-        )
+    n_rot = int(shape.head_dim * (rope.partial or 1.0))
+    if rope.freq_factors is not None and n_rot != shape.head_dim:
+        raise UserError(f"{config.where('partial_rotary_factor')}: together with llama3 rope scaling it is not read")
     return Drafter(
         family="EAGLE3",
         arch="eagle3",
@@ -77,13 +84,67 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
         vocab_size=shape.vocab,
         context_length=shape.context,
         rope=rope,
-        taps=taps,
-        tensors=_tensors(tensors, shape, draft_vocab, rope),
+        taps=taps.layers,
+        tap_ids=taps.ids,
+        tensors=_tensors(tensors, shape, draft_vocab, rope, n_rot),
         draft_vocab_size=draft_vocab,
-        extra=_keys(config, shape, target_hidden, norm_before_fc, rope),
+        extra={
+            "vocab_size": u32(shape.vocab),
+            "rope.dimension_count": u32(n_rot),
+            "target_hidden_size": u32(target_hidden),
+            "norm_before_residual": flag(_norm_before_residual(checkpoint, config, nested, notes)),
+            "norm_before_fc": flag(norm_before_fc),
+            **_attention_keys(config, rope),
+        },
         notes=notes,
         warnings=list(rope.warnings),
     )
+
+
+def _refuse_unsupported(config: Config, nested: Config, tensors: dict[str, LazyTensor]) -> None:
+    """Raises UserError, with the reason, for what would load and draft something else, or not load."""
+    for place in (config, nested):
+        for key, reason in _UNSUPPORTED_KEYS.items():
+            if place.values.get(key):
+                raise UserError(f"{place.where(key)} is set: {reason}")
+    for start, reason in _UNSUPPORTED_TENSORS.items():
+        tensor = next((t for n, t in tensors.items() if n.startswith(start)), None)
+        if tensor is not None:
+            raise UserError(f"{tensor.file}: holds {tensor.name}: {reason}")
+    if not nested.flag("use_aux_hidden_state", True):
+        raise UserError(
+            f"{nested.where('use_aux_hidden_state')} is false: the drafter taps no layers, which is EAGLE before "
+            "EAGLE3; llama.cpp has EAGLE3 only"
+        )
+    if "sliding_attention" in config.strings("layer_types"):
+        raise UserError(f"{config.where('layer_types')}: the layer slides; llama.cpp's EAGLE3 has no window")
+    if config.string("hidden_act", "silu") not in ("silu", "swish"):
+        raise UserError(f"{config.where('hidden_act')} is {config.string('hidden_act')!r}; llama.cpp's EAGLE3 has silu")
+
+
+def _norm_before_residual(checkpoint: Checkpoint, config: Config, nested: Config, notes: list[str]) -> bool:
+    """Whether the residual starts from the normed feature.
+
+    A flat config without the key means no. speculators' trainer defaults to yes and vLLM reads its files so, although
+    the class of the config defaults to no, which only matters to a config written by hand.
+    """
+    key = "norm_before_residual"
+    if nested.has(key) or config.has(key) or not is_speculators(checkpoint):
+        return nested.flag(key, config.flag(key, False))
+    notes.append(
+        f"the config has no {key}: taken as true, as speculators trains and vLLM reads it; llama.cpp's own converter "
+        "takes false"
+    )
+    return True
+
+
+def _attention_keys(config: Config, rope: Rope) -> Metadata:
+    keys: Metadata = {}
+    if config.has("is_causal") and not config.flag("is_causal", True):
+        keys["attention.causal"] = flag(False)
+    if rope.sections is not None:
+        keys["rope.dimension_sections"] = i32_array(rope.sections)
+    return keys
 
 
 def _one_layer_name(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -95,36 +156,6 @@ def _one_layer_name(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
             raise UserError(f"{tensor.file}: {name} stands twice, as midlayer.* and as layers.0.*")
         found[short] = tensor
     return found
-
-
-def _taps(config: Config, target: Target, notes: list[str]) -> tuple[int, ...]:
-    """Layers whose input is tapped.
-
-    At the top level the ids are inputs. Inside `eagle_config` SpecForge and SGLang mean outputs, one less (vLLM reads
-    the same key as inputs: the producer's meaning is taken). Without ids the rule of all engines holds: 2, L/2, L-3.
-    """
-    nested = config.section("eagle_config")
-    if config.values.get(_IDS):
-        ids = tuple(config.integers(_IDS))
-    elif nested.values.get(_IDS):
-        named = nested.integers(_IDS, least=-1)
-        ids = tuple(i + 1 for i in named)
-        notes.append(
-            f"eagle_config names the layers {named} whose output is read (SpecForge's meaning), so the inputs of "
-            f"layers {list(ids)} are tapped; llama.cpp's own converter ignores this key"
-        )
-    elif target.n_layers is None:
-        raise UserError(
-            f"{config.where(_IDS)} is missing, and {target.path} does not say how many layers it has, from which the "
-            "tapped ones would follow"
-        )
-    else:
-        n = target.n_layers
-        ids = (2, n // 2, n - 3)
-        notes.append(f"the config names no tapped layers: the usual ones for {n} layers are taken, {list(ids)}")
-    if len(ids) != N_TAPS:
-        raise UserError(f"{config.where(_IDS)} names {len(ids)} layers; llama.cpp's EAGLE3 taps exactly {N_TAPS}")
-    return ids
 
 
 def _check(
@@ -148,7 +179,11 @@ def _check(
     required |= {f"layers.0.{name}": s for name, s in layer.items()}
     head_required, optional = reduced_shapes(draft_vocab, shape.vocab, shape.hidden)
     required |= head_required
-    optional["embed_tokens.weight"] = (shape.vocab, shape.hidden)
+    # llama.cpp takes missing embeddings and a missing head from the target, which must then be as wide
+    own = shape.hidden != target_hidden
+    (required if own else optional)["embed_tokens.weight"] = (shape.vocab, shape.hidden)
+    if own:
+        required["lm_head.weight"] = (draft_vocab, shape.hidden)
     if norm_before_fc:
         required["input_norm.weight"] = (width,)
     elif "input_norm.weight" in tensors:
@@ -159,23 +194,7 @@ def _check(
     check_tensors(checkpoint.directory, tensors, required, optional)
 
 
-def _keys(config: Config, shape: Shape, target_hidden: int, norm_before_fc: bool, rope: Rope) -> Metadata:
-    nested = config.section("eagle_config")
-    keys: Metadata = {
-        "vocab_size": u32(shape.vocab),
-        "rope.dimension_count": u32(shape.head_dim),
-        "target_hidden_size": u32(target_hidden),
-        "norm_before_residual": flag(nested.flag("norm_before_residual", config.flag("norm_before_residual", False))),
-        "norm_before_fc": flag(norm_before_fc),
-    }
-    if config.has("is_causal") and not config.flag("is_causal", True):
-        keys["attention.causal"] = flag(False)
-    if rope.sections is not None:
-        keys["rope.dimension_sections"] = i32_array(rope.sections)
-    return keys
-
-
-def _tensors(tensors: dict[str, LazyTensor], shape: Shape, draft_vocab: int, rope: Rope) -> list[OutTensor]:
+def _tensors(tensors: dict[str, LazyTensor], shape: Shape, draft_vocab: int, rope: Rope, n_rot: int) -> list[OutTensor]:
     found: list[OutTensor] = []
     if rope.freq_factors is not None:
         found.append(OutTensor("rope_freqs.weight", np.array(rope.freq_factors, dtype=np.float32)))
@@ -186,9 +205,8 @@ def _tensors(tensors: dict[str, LazyTensor], shape: Shape, draft_vocab: int, rop
     ):
         if name in tensors:
             found.append(weight(tensors[name], gguf_name))
-    # Llama in GGUF rotates neighbours: dimension 2i comes from i, 2i + 1 from i + head_dim / 2
-    half = shape.head_dim // 2
-    order = tuple(i // 2 + half * (i % 2) for i in range(shape.head_dim))
+    # Llama in GGUF rotates neighbours: of the rotated dimensions, 2i comes from i and 2i + 1 from i + n_rot / 2
+    order = tuple(i // 2 + n_rot // 2 * (i % 2) if i < n_rot else i for i in range(shape.head_dim))
     for tensor in layer_tensors(tensors, 0, _NAMES):
         rotated = tensor.name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight")
         found.append(OutTensor(tensor.name, tensor.source, order if rotated else None))
@@ -201,15 +219,17 @@ def _tensors(tensors: dict[str, LazyTensor], shape: Shape, draft_vocab: int, rop
 
 
 def _recognises(checkpoint: Checkpoint) -> bool:
+    if is_speculators(checkpoint):
+        return kind_of(checkpoint) == "eagle3"
     names = tensor_names(checkpoint)
     return "fc.weight" in names and any(n.startswith("midlayer.") or n == "layers.0.hidden_norm.weight" for n in names)
 
 
 FAMILY = Family(
     name="EAGLE3",
-    known="EAGLE3 (SpecForge: LlamaForCausalLMEagle3; vLLM: Eagle3LlamaForCausalLM)",
-    architectures=ARCHITECTURES | {"LlamaForCausalLM"},
+    known="EAGLE3 (SpecForge, ModelOpt, SafeAILab: LlamaForCausalLMEagle3; vLLM: Eagle3LlamaForCausalLM; speculators)",
+    architectures=FLAT_ARCHITECTURES | NESTED_ARCHITECTURES | {"LlamaForCausalLM"},
     recognises=_recognises,
     read=read,
-    by_name=ARCHITECTURES,
+    by_name=FLAT_ARCHITECTURES,
 )

@@ -1,0 +1,50 @@
+"""Which layers of the target an EAGLE3 drafter reads, by the meaning of who wrote its config.
+
+    place of eagle_aux_hidden_state_layer_ids   written by                        an id means
+    beside `transformer_layer_config`           speculators                       the layer whose input is read
+    top level                                   vLLM, AngelSlim, llama.cpp        the layer whose input is read
+    in `eagle_config`                           SpecForge, ModelOpt (hooks on     the layer whose output is read, one
+                                                the output of these layers)       less; SGLang agrees, vLLM takes inputs
+    nowhere                                     SafeAILab, all                    2, L/2, L-3 (inputs)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dflash_tools.errors import UserError
+
+from dflash_convert.families.speculators import input_taps
+from dflash_convert.jsonfile import Config
+from dflash_convert.target import Target
+
+N_TAPS = 3
+IDS = "eagle_aux_hidden_state_layer_ids"
+
+
+@dataclass(frozen=True)
+class Taps:
+    """`layers`: those whose input is read; `ids`: as the config names them, empty if it names none."""
+
+    layers: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+def read_taps(config: Config, target: Target, notes: list[str]) -> Taps:
+    """The taps of a flat config. Raises UserError unless they are three, or if the target's depth must be known."""
+    nested = config.section("eagle_config")
+    if config.integers(IDS) or not nested.integers(IDS, least=-1):
+        layers = input_taps(config, target, notes, IDS)
+        taps = Taps(layers, layers if config.integers(IDS) else ())
+    else:
+        ids = tuple(nested.integers(IDS, least=-1))
+        taps = Taps(tuple(i + 1 for i in ids), ids)
+        notes.append(
+            f"eagle_config names the layers {list(ids)}; its producers (SpecForge, ModelOpt) mean their outputs, so "
+            f"the inputs of layers {list(taps.layers)} are tapped. vLLM takes the ids as inputs: for a drafter trained "
+            "so, give --taps inputs"
+        )
+    if len(taps.layers) != N_TAPS:
+        where = config.where(IDS) if config.integers(IDS) else nested.where(IDS)
+        raise UserError(f"{where} names {len(taps.layers)} layers; llama.cpp's EAGLE3 taps exactly {N_TAPS}")
+    return taps
