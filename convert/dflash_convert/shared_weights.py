@@ -48,7 +48,9 @@ def choose_embedding_and_head(
         drafter.notes.append("the head is the target's own: left out")
         return []
     found = []
-    if embedding is not None:
+    if same_embedding:
+        drafter.notes.append("embeddings are the target's own: left out")
+    elif embedding is not None:
         found.append(weight(embedding, "token_embd.weight"))
     if head is not None:
         found.append(weight(head, "output.weight"))

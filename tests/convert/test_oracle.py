@@ -72,6 +72,10 @@ QWEN35_MOE = {
     },
 }
 NESTED = {"mask_token_id": MASK, "target_layer_ids": [0, 2, 5]}
+PER_LAYER = {
+    "dflash.attention.causal_pattern": "the authors mean sliding layers causal and full ones not; upstream has one flag"
+}
+CAUSAL = {"dflash.attention.causal": "all layers slide, so the authors mean all causal; upstream leaves them not"}
 
 
 @dataclass
@@ -141,13 +145,13 @@ CASES: dict[str, Case] = {
     "sections of its own": Case(config={"rope_parameters": {"rope_type": "default", "mrope_section": [8, 4, 4]}}),
     "sliding, causal": Case(config={**SLIDING, "is_causal": True}),
     "sliding, not causal": Case(config={**SLIDING, "is_causal": False}),
-    "sliding, unsaid": Case(config=SLIDING),
+    "sliding, unsaid": Case(config=SLIDING, differs=PER_LAYER),
     "sliding, causal nested": Case(config={**SLIDING, "dflash_config": {**NESTED, "causal": True}}),
     "sliding by max_window_layers": Case(
-        config={"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+        config={"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, differs=PER_LAYER
     ),
-    "sliding, window by default": Case(config={"use_sliding_window": True, "max_window_layers": 0}),
-    "sliding types, window switched off": Case(config={**SLIDING, "use_sliding_window": False}),
+    "sliding, window by default": Case(config={"use_sliding_window": True, "max_window_layers": 0}, differs=CAUSAL),
+    "sliding types, window switched off": Case(config={**SLIDING, "use_sliding_window": False}, differs=PER_LAYER),
     "window, all layers full": Case(
         config={**SLIDING, "layer_types": ["full_attention"] * 2}, differs=WINDOW_WITHOUT_LAYERS
     ),

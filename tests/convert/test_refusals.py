@@ -80,8 +80,15 @@ def test_all_missing_extra_and_odd_tensors_stand_in_one_message(tmp_path: Path, 
 
 
 def test_biases_are_refused_as_such(tmp_path: Path, refuse: Refuse) -> None:
-    refuse(dflash(tmp_path, {"layers.0.self_attn.q_proj.bias": torch.zeros(128)}), "no biases in drafters")
-    refuse(dflash(tmp_path, attention_bias=True), "config.json: attention_bias")
+    refuse(eagle3(tmp_path, {"midlayer.self_attn.q_proj.bias": torch.zeros(64)}), "no biases in drafters")
+    refuse(eagle3(tmp_path, attention_bias=True), "config.json: attention_bias")
+    refuse(dflash(tmp_path, {"layers.0.mlp.up_proj.bias": torch.zeros(96)}), "no biases in drafters")
+
+
+def test_biases_and_the_key_that_announces_them_must_agree(tmp_path: Path, refuse: Refuse) -> None:
+    drafter = dflash(tmp_path, {"layers.0.self_attn.q_proj.bias": torch.zeros(128)})
+    refuse(drafter, "layers.0.self_attn.q_proj.bias is there", "attention_bias is not true")
+    refuse(dflash(tmp_path, attention_bias=True), "missing: layers.0.self_attn.q_proj.bias (128)")
 
 
 @pytest.mark.parametrize("make", [dflash, eagle3])
@@ -93,7 +100,7 @@ def test_target_of_another_width_is_refused(make: Callable[..., Path], tmp_path:
 def test_drafter_narrower_than_its_target_is_refused(tmp_path: Path, refuse: Refuse) -> None:
     other = make_target(tmp_path / "other", hidden_size=128)
     drafter = dflash(tmp_path, {"fc.weight": torch.zeros(64, 3 * 128)})
-    refuse(drafter, "hidden_size is 64", "has 128", "only at their target's hidden size", target=other)
+    refuse(drafter, "hidden_size is 64", "has 128", "brings no embed_tokens.weight and lm_head.weight", target=other)
 
 
 def test_number_of_taps_must_match_fc(tmp_path: Path, refuse: Refuse) -> None:
@@ -143,7 +150,7 @@ def test_taps_are_not_guessed(tmp_path: Path, refuse: Refuse) -> None:
     ("config", "name"),
     [
         ({"architectures": ["SomethingElse"]}, "SomethingElse"),
-        ({"transformer_layer_config": {"hidden_size": 64}}, "speculators"),
+        ({"architectures": ["SomethingElse"], "transformer_layer_config": {}}, "SomethingElse"),
         ({"dflash_config": {"conv_kernel_size": 2}}, "DFlash2"),
         ({"markov_rank": 256}, "DSpark"),
     ],
