@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dflash_convert.gguf_file import Metadata
+from dflash_convert.gguf_file import Metadata, StoredTensor
 from dflash_convert.rope import Rope
 from dflash_convert.tensors import LazyTensor
 
@@ -15,13 +15,14 @@ from dflash_convert.tensors import LazyTensor
 class OutTensor:
     """One tensor of the output.
 
-    `source` is a tensor of a checkpoint, or an array made during conversion (written as float32 or int64 as it is).
+    `source` is a tensor of a checkpoint, a tensor of a GGUF file (copied byte for byte), or an array made during
+    conversion (written as float32 or int64 as it is).
     `row_order` permutes rows within consecutive groups of its length: out[g * n + i] = in[g * n + row_order[i]]. For a
     vector, the elements are permuted instead. That is how rotary layouts differ, head by head.
     """
 
     name: str
-    source: LazyTensor | np.ndarray
+    source: LazyTensor | StoredTensor | np.ndarray
     row_order: tuple[int, ...] | None = None
 
     @property

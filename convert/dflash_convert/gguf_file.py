@@ -9,13 +9,15 @@ import math
 import mmap
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from dflash_tools.errors import UserError
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+
+from dflash_convert.tensors import FileReader
 
 _SCALARS: dict[GGUFValueType, str] = {
     GGUFValueType.UINT8: "<u1",
@@ -71,12 +73,30 @@ def flag_array(values: Sequence[bool]) -> Value:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor of a GGUF file: `shape` in NumPy order (GGUF's reversed), `offset` from the start of the file."""
+    """A tensor of a GGUF file: `shape` in NumPy order (GGUF's reversed), `offset` from the start of the file.
+
+    A type newer than the gguf package is None: its size is unknown (`nbytes` 0), and it is never read.
+    """
 
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: GGMLQuantizationType | None
     offset: int
     nbytes: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a GGUF file to be copied as it is, of any type; `shape` as in TensorEntry."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    file: Path
+    offset: int
+    nbytes: int
+
+    def read_bytes(self, start: int, stop: int) -> np.ndarray:
+        return FileReader(self.file, self.offset, "U8")(start, stop)
 
 
 @dataclass(frozen=True)
@@ -131,15 +151,23 @@ class _Parser:
             if key in metadata:
                 raise UserError(f"{self.where}: the key {key[:80]!r} stands twice")
             metadata[key] = self.value()
-        infos = [self.tensor() for _ in range(n_tensors)]
+        infos: dict[str, TensorEntry] = {}
+        for _ in range(n_tensors):
+            name, entry = self.tensor()
+            if name in infos:
+                raise UserError(f"{self.where}: the tensor {name[:80]!r} stands twice")
+            infos[name] = entry
         alignment = metadata.get("general.alignment", u32(_DEFAULT_ALIGNMENT)).value
         if not isinstance(alignment, int) or alignment <= 0 or alignment % 8 or alignment > 1 << 20:
             raise UserError(f"{self.where}: general.alignment is {alignment!r}")
         start = -(-self.at // alignment) * alignment
-        tensors = {n: TensorEntry(shape, kind, start + offset, size) for n, shape, kind, offset, size in infos}
+        tensors = {n: replace(e, offset=start + e.offset) for n, e in infos.items()}
         for name, entry in tensors.items():
             if entry.offset + entry.nbytes > len(self.data):
-                raise UserError(f"{self.where}: truncated: {name[:80]} ends behind the end of the file")
+                raise UserError(
+                    f"{self.where}: truncated: {name[:80]} ends at byte {entry.offset + entry.nbytes}, the file has "
+                    f"{len(self.data)}. Download it again."
+                )
         return GgufFile(metadata, tensors)
 
     def take(self, n: int) -> bytes:
@@ -180,7 +208,8 @@ class _Parser:
         values = np.frombuffer(self.take(n * dtype.itemsize), dtype=dtype)
         return (values != 0).tolist() if kind is GGUFValueType.BOOL else values.tolist()
 
-    def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int, int]:
+    def tensor(self) -> tuple[str, TensorEntry]:
+        """A tensor's name and description; its offset is still that from the start of the data."""
         name = self.string().decode("utf-8", "replace")
         n_dims = self.number("<I")
         if n_dims > 4:
@@ -190,7 +219,11 @@ class _Parser:
         try:
             kind = GGMLQuantizationType(number)
         except ValueError:
-            # a type newer than the gguf package: its size is unknown, and it is never read
-            return name, shape, GGMLQuantizationType.F32, offset, 0
+            return name, TensorEntry(shape, None, offset, 0)
         block, size = GGML_QUANT_SIZES[kind]
-        return name, shape, kind, offset, math.prod(shape) // block * size
+        if shape and shape[-1] % block:
+            raise UserError(
+                f"{self.where}: damaged: tensor {name[:80]!r} of type {kind.name} has rows of {shape[-1]} numbers; "
+                f"that type stores {block} at a time"
+            )
+        return name, TensorEntry(shape, kind, offset, math.prod(shape) // block * size)

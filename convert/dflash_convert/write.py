@@ -22,11 +22,12 @@ from gguf import GGMLQuantizationType as T
 
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.general import general_keys
-from dflash_convert.gguf_file import Metadata, f32, i32_array, u32
+from dflash_convert.gguf_file import Metadata, StoredTensor, f32, i32_array, u32
 from dflash_convert.quantize import OUTTYPES, encode_rows, tensor_type
 from dflash_convert.tensors import LazyTensor
 
 CHUNK_ELEMENTS = 1 << 18  # small enough for a processor's cache
+COPY_BYTES = 1 << 20
 WORKERS = min(8, (os.cpu_count() or 1) + 2)  # some wait for the disk
 ALIGNMENT = 32
 Piece = Callable[[], int]
@@ -48,15 +49,23 @@ def write_drafter(
     are not finite or do not fit the type, and when the disk is full; nothing is left behind then.
     """
     matrix_type, file_type = OUTTYPES[outtype]
+    general = general_keys(directory, sum(prod(t.shape) for t in drafter.tensors), file_type)
+    return write_described(drafter, general, tokenizer, matrix_type, outfile, progress)
+
+
+def write_described(
+    drafter: Drafter,
+    general: Metadata,
+    tokenizer: Metadata,
+    matrix_type: T,
+    outfile: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """As `write_drafter`, with the `general.*` keys given. Tensors of a GGUF file keep their type."""
     kinds = [_kind(t, matrix_type) for t in drafter.tensors]
     sizes = [_nbytes(t, k) for t, k in zip(drafter.tensors, kinds, strict=True)]
     writer = gguf.GGUFWriter(path=None, arch=drafter.arch)
-    keys = {
-        **general_keys(directory, sum(prod(t.shape) for t in drafter.tensors), file_type),
-        **drafter_keys(drafter),
-        **tokenizer_keys(drafter, tokenizer),
-    }
-    for key, v in keys.items():
+    for key, v in {**general, **drafter_keys(drafter), **tokenizer_keys(drafter, tokenizer)}.items():
         writer.add_key_value(key, v.value, v.type, v.item)
     for tensor, kind, size in zip(drafter.tensors, kinds, sizes, strict=True):
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, kind)
@@ -106,6 +115,8 @@ def tokenizer_keys(drafter: Drafter, tokenizer: Metadata) -> Metadata:
 def _kind(tensor: OutTensor, matrix_type: T) -> T:
     if isinstance(tensor.source, np.ndarray):
         return _ARRAY_TYPES[tensor.source.dtype]
+    if isinstance(tensor.source, StoredTensor):
+        return tensor.source.type
     return tensor_type(tensor.name, tensor.shape, matrix_type)
 
 
@@ -131,6 +142,10 @@ def _pieces(tensors: list[OutTensor], kinds: list[T], starts: list[int], part: P
         if isinstance(source, np.ndarray):
             yield partial(_write_at, part, at, source)
             continue
+        if isinstance(source, StoredTensor):
+            for byte in range(0, source.nbytes, COPY_BYTES):
+                yield partial(_copy_at, part, at + byte, source, byte, min(byte + COPY_BYTES, source.nbytes))
+            continue
         n_rows, group = prod(tensor.shape[:-1]), len(tensor.row_order or (0,))
         step = max(1, CHUNK_ELEMENTS // source.row_size // group) * group
         block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -148,6 +163,10 @@ def _encode_at(
         columns = source.row_size if len(source.shape) > 1 else 1
         rows = rows.reshape(-1, len(order), columns)[:, list(order)].reshape(rows.shape)
     return _write_at(part, at, encode_rows(rows, source, start * source.row_size, kind))
+
+
+def _copy_at(part: Path, at: int, source: StoredTensor, start: int, stop: int) -> int:
+    return _write_at(part, at, source.read_bytes(start, stop))
 
 
 def _write_at(part: Path, at: int, values: np.ndarray) -> int:
