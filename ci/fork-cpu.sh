@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/build-fork build --backend cpu
 .venv/bin/build-fork test --backend cpu
-.venv/bin/python -m pytest -q tests/parity tests/server
+.venv/bin/python -m pytest -q -n 2 --dist loadfile tests/parity tests/server

@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/ruff check .
 .venv/bin/build-fork validate
-.venv/bin/python -m pytest -q tests/convert tests/build tests/models tests/real
+.venv/bin/python -m pytest -q -n 2 --dist loadfile tests/convert tests/build tests/models tests/real

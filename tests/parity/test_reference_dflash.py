@@ -13,8 +13,9 @@ from transformers import Qwen3Config
 
 model = pytest.importorskip("dflash.model", reason="pip install --no-deps dflash==0.1.0")
 
-# Two torch models of one formula in float32. Measured at most 8.4e-6 (peaked distributions, random features).
-TOLERANCE = 5e-5
+# Two torch models of one formula in float32, on random features: logits of about 16, so that rounding in the 7th digit
+# moves a probability by some 1e-5. Measured: 8.4e-6 with torch 2.13, 5.8e-5 with torch 2.11 on another processor.
+TOLERANCE = 3e-4
 
 
 @pytest.fixture(params=["qwen3", "qwen35"])

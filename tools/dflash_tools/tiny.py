@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def cached_gguf(source: Sequence[Path], folder: Path, name: str, make: Any) -> P
     outfile = folder / digest.hexdigest()[:12] / name
     if not outfile.exists():
         outfile.parent.mkdir(parents=True, exist_ok=True)
-        part = outfile.with_name(f"part-{name}")
+        part = outfile.with_name(f"part-{os.getpid()}-{name}")  # two test processes may make it at once
         make(part)
         part.replace(outfile)
     return outfile
