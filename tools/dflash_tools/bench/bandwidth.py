@@ -1,0 +1,105 @@
+"""Memory bandwidth of the device, measured by a large copy with the libraries of a build.
+
+ggml's own C interface does the copy, so any backend the build has is measured the way its kernels run. It happens in a
+process of its own, which leaves nothing on the device:
+
+    python -m dflash_tools.bench.bandwidth BIN_DIR     prints GB/s of each repeat as a JSON list
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dflash_tools.conditions import usable_cores
+from dflash_tools.errors import UserError
+
+_CPU, _GPU, _IGPU = 0, 1, 2  # enum ggml_backend_dev_type
+_F32 = 0
+_COLUMNS = 1 << 14
+_REPEATS = 9
+# Large against any cache, so that what is measured is the memory.
+_BYTES = {_CPU: 256 << 20, _GPU: 1 << 30, _IGPU: 256 << 20}
+_COPIES = {_CPU: 2, _GPU: 16, _IGPU: 4}
+_SECONDS = 120
+
+
+class _InitParams(ctypes.Structure):
+    """struct ggml_init_params."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+def copy_rates(bin_dir: Path) -> list[float]:
+    """GB/s (1e9 bytes; read and written both counted) of each repeat. Raises UserError when the copy cannot be made."""
+    command = [sys.executable, "-m", "dflash_tools.bench.bandwidth", str(bin_dir)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        return [float(rate) for rate in json.loads(done.stdout.splitlines()[-1])]
+    except subprocess.CalledProcessError as cause:
+        last = (cause.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{bin_dir}: the copy that measures the bandwidth failed: {last}") from cause
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as cause:
+        raise UserError(f"{bin_dir}: the copy that measures the bandwidth failed: {cause}") from cause
+
+
+def _library(bin_dir: Path, name: str) -> ctypes.CDLL:
+    found = sorted(bin_dir.glob(f"lib{name}.so*")) + sorted(bin_dir.glob(f"lib{name}.*dylib"))
+    if not found:
+        raise UserError(f"{bin_dir}: no lib{name} here; build-fork puts it beside the programs")
+    return ctypes.CDLL(str(found[0].resolve()))
+
+
+def _measure(bin_dir: Path) -> list[float]:
+    base, ggml = _library(bin_dir, "ggml-base"), _library(bin_dir, "ggml")
+    kind, backend = _backend(base, ggml, bin_dir)
+    copies = _COPIES[kind]
+    context = _call(base, "ggml_init", _InitParams(1 << 20, None, True))
+    rows = _BYTES[kind] // (4 * _COLUMNS)
+    extents = (ctypes.c_int64(_COLUMNS), ctypes.c_int64(rows))
+    source, place = (_call(base, "ggml_new_tensor_2d", context, _F32, *extents) for _ in range(2))
+    graph = _call(base, "ggml_new_graph", context)
+    for _ in range(copies):
+        _call(base, "ggml_build_forward_expand", graph, _call(base, "ggml_cpy", context, source, place))
+    buffer = _call(base, "ggml_backend_alloc_ctx_tensors", context, backend)
+    if not buffer:
+        raise UserError(f"no room for two tensors of {_BYTES[kind] >> 20} MiB on the device")
+    base.ggml_backend_buffer_clear(buffer, ctypes.c_uint8(0x5A))
+    rates = []
+    for _ in range(_REPEATS + 1):
+        start = time.perf_counter()
+        if base.ggml_backend_graph_compute(backend, graph):
+            raise UserError("ggml could not run the copy")
+        base.ggml_backend_synchronize(backend)
+        rates.append(2e-9 * _BYTES[kind] * copies / (time.perf_counter() - start))
+    return rates[1:]  # the first one pages memory in
+
+
+def _backend(base: ctypes.CDLL, ggml: ctypes.CDLL, bin_dir: Path) -> tuple[int, ctypes.c_void_p]:
+    for kind in (_GPU, _IGPU, _CPU):
+        if device := _call(ggml, "ggml_backend_dev_by_type", kind):
+            backend = _call(base, "ggml_backend_dev_init", device, None)
+            if kind == _CPU:
+                cpu = _library(bin_dir, "ggml-cpu")
+                cpu.ggml_backend_cpu_set_n_threads(backend, ctypes.c_int(usable_cores()))
+            return kind, backend
+    raise UserError("ggml finds no device, not even the CPU")
+
+
+def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> ctypes.c_void_p:
+    """Call a function that returns a pointer."""
+    function = getattr(library, name)
+    function.restype = ctypes.c_void_p
+    return ctypes.c_void_p(function(*arguments))
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(_measure(Path(sys.argv[1]))))
+    except UserError as error:
+        raise SystemExit(str(error)) from error
