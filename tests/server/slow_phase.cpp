@@ -1,0 +1,81 @@
+// Makes one phase of a speculative round slow, from outside: preloaded into llama-server, it sleeps in the function that
+// the server calls in that phase. The file named by SLOW_PHASE_FILE holds the phase and the milliseconds to sleep; it is
+// read at every call, so that one server serves for all phases.
+
+#include <dlfcn.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+struct common_batch;
+struct common_sampler;
+struct common_speculative;
+struct llama_batch_ext;
+struct llama_context;
+
+// the drafter decodes through the same function as the target
+static std::atomic<int> n_in_drafter{0};
+
+struct in_drafter {
+    in_drafter()  { n_in_drafter++; }
+    ~in_drafter() { n_in_drafter--; }
+};
+
+static void delay(const char * phase) {
+    std::ifstream file(getenv("SLOW_PHASE_FILE"));
+    std::string slow;
+    int ms = 0;
+    if (file >> slow >> ms && slow == phase) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+    }
+}
+
+// the function of the same name in the library behind this one
+#define NEXT(function) reinterpret_cast<decltype(&function)>(dlsym(RTLD_NEXT, symbol))
+
+void common_speculative_draft(common_speculative * spec) {
+    static const char * symbol = "_Z24common_speculative_draftP18common_speculative";
+    in_drafter guard;
+    delay("draft");
+    NEXT(common_speculative_draft)(spec);
+}
+
+bool common_speculative_process(common_speculative * spec, const common_batch & batch) {
+    static const char * symbol = "_Z26common_speculative_processP18common_speculativeRK12common_batch";
+    in_drafter guard;
+    delay("inject");
+    return NEXT(common_speculative_process)(spec, batch);
+}
+
+void common_speculative_accept(common_speculative * spec, int32_t seq_id, uint16_t n_accepted) {
+    static const char * symbol = "_Z25common_speculative_acceptP18common_speculativeit";
+    delay("commit");
+    NEXT(common_speculative_accept)(spec, seq_id, n_accepted);
+}
+
+std::vector<int32_t> common_sampler_sample_and_accept_n(
+        common_sampler * smpl, llama_context * ctx, const std::vector<int> & idxs, const std::vector<int32_t> & draft, bool grammar_first) {
+    static const char * symbol = "_Z34common_sampler_sample_and_accept_nP14common_samplerP13llama_contextRKSt6vectorIiSaIiEES7_b";
+    delay("sample");
+    return NEXT(common_sampler_sample_and_accept_n)(smpl, ctx, idxs, draft, grammar_first);
+}
+
+std::string common_token_to_piece(const llama_context * ctx, int32_t token, bool special) {
+    static const char * symbol = "_Z21common_token_to_pieceB5cxx11PK13llama_contextib";
+    delay("other");
+    return NEXT(common_token_to_piece)(ctx, token, special);
+}
+
+extern "C" int32_t llama_process(llama_context * ctx, int type, llama_batch_ext * batch) {
+    static const char * symbol = "llama_process";
+    if (n_in_drafter == 0) {
+        delay("verify");
+    }
+    return NEXT(llama_process)(ctx, type, batch);
+}
