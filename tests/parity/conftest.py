@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from itertools import cycle
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_cases import CASES, EXACT, LENGTHS, N_PREDICT, TINY, Case
+from dflash_convert.cli import convert
+from draft_gap import Gap, compare
+from parity_cases import CASES, DRAFTED_TOKENS, EXACT, LENGTHS, N_PREDICT, TINY, Case
 from probe_run import Job, build_probe, run_probe
 from reference_dflash import DFlash
 from reference_eagle3 import Eagle3
@@ -99,6 +102,45 @@ def jobs(
         return run_probe(probe, work, prompts(case.pair, length), N_PREDICT, (*models, f"--{case.engine}", *EXACT))
 
     return cache(run)
+
+
+@pytest.fixture
+def drafts(
+    probe: Path,
+    prompts: Callable[[str, str], list[list[int]]],
+    tiny_gguf: Callable[[str, str], Path],
+    target: Callable[[str], Target],
+    tmp_path: Path,
+) -> Callable[..., Gap]:
+    """Convert a checkpoint of random weights, let the built driver draft after 100 and 600 tokens, and compare.
+
+    drafts(pair, checkpoint, engine, reference) returns the gap over at least 40 blocks, not yet judged. `edit` changes
+    the drafter's file before it is run; `conversion` takes another target than the pair's GGUF.
+    """
+
+    def run(
+        pair: str,
+        checkpoint: Path,
+        engine: str,
+        model: DFlash | Eagle3,
+        edit: Callable[[Path], None] = lambda path: None,
+        conversion: Path | None = None,
+    ) -> Gap:
+        work = Path(tempfile.mkdtemp(dir=tmp_path))
+        gguf = work / "drafter.gguf"
+        convert(checkpoint, conversion or tiny_gguf(pair, "target"), gguf, "f32")
+        edit(gguf)
+        models = ("-m", str(tiny_gguf(pair, "target")), "-md", str(gguf))
+        texts = [prompts(pair, "hundred")[0], prompts(pair, "beyond-a-batch")[0]]
+        # EAGLE3 drafts three tokens unless told otherwise; a longer chain feeds on itself more often
+        depth = ("--spec-draft-n-max", "7") if engine == "eagle3" else ()
+        found = run_probe(probe, work / "probe", texts, DRAFTED_TOKENS, (*models, f"--{engine}", *depth, *EXACT))
+        gap = compare([(job, target(pair).run(job.tokens)) for job in found], model, target(pair))
+        assert gap.blocks >= 40, f"only {gap.blocks} blocks were drafted"
+        assert gap.distinct >= 1.5 * gap.blocks, f"slots of a block hardly differ, the comparison shows little: {gap}"
+        return gap
+
+    return run
 
 
 @pytest.fixture(scope="session")

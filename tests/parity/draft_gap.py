@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from probe_run import Job, Round
 from reference_dflash import DFlash
+from reference_dflash2 import DFlash2
 from reference_eagle3 import Eagle3
 from reference_target import Run, Target
 
@@ -33,8 +34,10 @@ class Gap:
     distinct: int = 0
     differences: list[str] = field(default_factory=list)
 
-    def add(self, round_: Round, got: torch.Tensor, want: torch.Tensor) -> None:
-        """got and want [slots, V]: logits of the drafted slots."""
+    def add(
+        self, round_: Round, got: torch.Tensor, want: torch.Tensor, scores: torch.Tensor | None = None
+    ) -> None:
+        """got and want [slots, V]: logits of the drafted slots; scores: what the draft is chosen by, if not logits."""
         possible = want.isfinite()
         assert torch.equal(possible, got.isfinite()), "the draft vocabularies differ"
         self.blocks += 1
@@ -47,7 +50,8 @@ class Gap:
         margin = want.amax(-1) - want.gather(-1, got.argmax(-1, keepdim=True))[:, 0]
         self.same_top += int((margin <= TIE).sum())
         draft = torch.tensor(round_.draft)
-        margin = want.amax(-1) - want.gather(-1, draft[:, None])[:, 0]
+        scores = want if scores is None else scores
+        margin = scores.amax(-1) - scores.gather(-1, draft[:, None])[:, 0]
         self.same_draft += bool((margin <= TIE).all())
         if gap > TOLERANCE or logit_gap > LOGIT_TOLERANCE or (margin > TIE).any():
             wanted = best.tolist()
@@ -88,12 +92,16 @@ def compare(
         with torch.inference_mode():
             ctx = model.context(features)
             for r in job.rounds:
+                scores = None
                 if isinstance(model, DFlash):
                     assert len(r.logits) == model.block_size, f"{len(r.logits)} rows of {model.block_size} were run"
-                    want = model.draft(ctx[: r.n], job.tokens[r.n], target.embeddings, target.head)[1:]
-                    got = r.logits[1:]
+                    states = model.states(ctx[: r.n], job.tokens[r.n], target.embeddings)
+                    logits = model.logits(states, target.head)
+                    if isinstance(model, DFlash2):
+                        scores = model.scores(states, logits, job.tokens[r.n], r.draft)
+                    want, got = logits[1:], r.logits[1:]
                 else:
                     want = model.draft(ctx[: r.n], job.tokens[: r.n + 1], len(r.draft), target.embeddings, target.head)
                     got = r.logits
-                gap.add(r, got, want)
+                gap.add(r, got, want, scores)
     return gap

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 N_PREDICT = 64
+# by random drafters, of which hardly a draft is accepted: about as many blocks
+DRAFTED_TOKENS = 24
 
 # The CPU, also in a build for a GPU, whose float32 products are rounded to TF32. One thread: the tests compare numbers,
 # and the order of sums must not depend on the machine.

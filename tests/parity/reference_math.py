@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import Qwen3Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 Tensor = torch.Tensor
 
@@ -39,22 +41,59 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
+def rope_frequencies(config: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """What `rotate` takes: angles per position [rotated / 2] and the factor on cos and sin, as transformers has them.
+
+    Knows every scaling that transformers knows for Qwen3 (linear, yarn, llama3, ...) and partial rotation.
+    """
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    share = scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if kind == "default":
+        half = int(config["head_dim"] * share) // 2
+        return rope_theta_of(config) ** (-torch.arange(half, dtype=torch.float64) / half), 1.0
+    parameters = {**scaling, "rope_type": kind, "rope_theta": rope_theta_of(config)}
+    sizes = {k: config[k] for k in ("head_dim", "hidden_size", "num_attention_heads", "max_position_embeddings")}
+    inverse, factor = ROPE_INIT_FUNCTIONS[kind](Qwen3Config(**sizes, rope_parameters=parameters), "cpu")
+    return inverse.double(), factor
+
+
+def rope_theta_of(config: Mapping[str, Any]) -> float:
+    """Base of the rotary embedding, wherever transformers 4 and 5 keep it."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return float(scaling.get("rope_theta") or config["rope_theta"])
+
+
 def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Rotate x [n, heads, head_dim] at positions [n]; dimension i is paired with i + head_dim/2 (the HF layout)."""
+    """Plain rotation of x [n, heads, head_dim] at positions [n] by the usual powers of theta."""
     half = x.shape[-1] // 2
-    frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    return rotate(x, positions, theta ** (-torch.arange(half, dtype=torch.float64) / half))
+
+
+def rotate(x: Tensor, positions: Tensor, frequency: Tensor, factor: float = 1.0) -> Tensor:
+    """Rotate x [n, heads, head_dim] at positions [n] by `frequency` [m]; dimensions from 2m on stay as they are.
+
+    Dimension i is paired with i + m (the HF layout). `factor` is on cos and sin (yarn's attention factor).
+    """
+    half = len(frequency)
     angle = (positions.double()[:, None] * frequency)[:, None, :]
-    cos, sin = angle.cos().float(), angle.sin().float()
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    cos, sin = angle.cos().float() * factor, angle.sin().float() * factor
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """Grouped-query attention. q [nq, Hq, d], k and v [nk, Hkv, d], visible [nq, nk] bool. Returns [nq, Hq * d]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """Grouped-query attention. q [nq, Hq, d], k and v [nk, Hkv, d], visible [nq, nk] bool. Returns [nq, Hq * d].
+
+    `sinks` [Hq]: a logit per head that takes its share of the softmax and adds nothing.
+    """
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     score = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
-    weight = score.masked_fill(~visible, -torch.inf).softmax(-1)
+    score = score.masked_fill(~visible, -torch.inf)
+    if sinks is not None:
+        score = torch.cat([score, sinks[:, None, None].expand(-1, len(q), 1)], -1)
+    weight = score.softmax(-1)[..., : len(k)]
     return torch.einsum("hqk,khd->qhd", weight, v).flatten(1)
 
 
