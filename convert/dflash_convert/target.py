@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from dflash_tools.errors import UserError
 from gguf import GGMLQuantizationType
 
 from dflash_convert.checkpoint import find_weight_files
 from dflash_convert.gguf_file import GgufFile, read_gguf
-from dflash_convert.jsonfile import Config, read_json_object
+from dflash_convert.jsonfile import MAX_FLOAT, Config, read_json_object
 from dflash_convert.safetensors_file import read_safetensors
 from dflash_convert.tensors import FileReader, LazyTensor
 
@@ -35,6 +36,7 @@ class Target:
 
     mrope: its rope has sections, so a drafter's positions have several axes too
     embedding_scale: factor on its embeddings, where its GGUF stores one
+    rope_theta: base of its rotary embedding, where there is one for all layers
     gguf: the parsed file if it is one, None for an HF directory
     """
 
@@ -46,6 +48,7 @@ class Target:
     mrope: bool
     tied: bool
     embedding_scale: float | None = None
+    rope_theta: float | None = None
     gguf: GgufFile | None = None
 
     @property
@@ -98,6 +101,7 @@ def read_target(path: Path) -> Target:
         n_layers=_first_integer(text, "n_layers", "num_hidden_layers", "n_layer", "num_layers"),
         mrope=rope.has("mrope_section"),
         tied=text.flag("tie_word_embeddings", top.flag("tie_word_embeddings", False)),
+        rope_theta=_positive(rope.values.get("rope_theta")) or _positive(text.values.get("rope_theta")),
     )
 
 
@@ -110,6 +114,12 @@ def _text_config(top: Config) -> Config:
 
 def _first_integer(config: Config, *keys: str) -> int | None:
     return next((config.integer(k, least=1) for k in keys if config.has(k)), None)
+
+
+def _positive(value: object) -> float | None:
+    """`value` as a 32-bit float holds it, None if it is no positive number: few drafters need to know."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < MAX_FLOAT
+    return float(np.float32(value)) if good else None
 
 
 def _read_gguf_target(path: Path) -> Target:
@@ -125,7 +135,7 @@ def _read_gguf_target(path: Path) -> Target:
         )
     layers, extra = file.integer(f"{arch}.block_count"), file.integer(f"{arch}.nextn_predict_layers")
     sections = file.metadata.get(f"{arch}.rope.dimension_sections")
-    scale = file.metadata.get(f"{arch}.embedding_scale")
+    scale, base = (file.metadata.get(f"{arch}.{key}") for key in ("embedding_scale", "rope.freq_base"))
     return Target(
         path=Path(os.path.abspath(path)),  # noqa: PTH100
         architecture=arch,
@@ -135,5 +145,6 @@ def _read_gguf_target(path: Path) -> Target:
         mrope=sections is not None and isinstance(sections.value, list) and any(sections.value),
         tied="output.weight" not in file.tensors,
         embedding_scale=scale.value if scale and isinstance(scale.value, float) else None,
+        rope_theta=_positive(base.value) if base else None,
         gguf=file,
     )

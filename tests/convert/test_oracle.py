@@ -80,7 +80,8 @@ CAUSAL = {"dflash.attention.causal": "all layers slide, so the authors mean all 
 
 @dataclass
 class Case:
-    """`config` overrides the family's; `differs` names keys that differ on purpose, with the reason."""
+    """`config` overrides the family's, `layout` rearranges it before it is saved; `differs` names keys that differ
+    on purpose, with the reason."""
 
     family: str = "dflash"
     config: dict[str, Any] = field(default_factory=dict)
@@ -90,11 +91,29 @@ class Case:
     outtype: str = "bf16"
     shards: int = 1
     edit: Callable[[Path, Tensors], Tensors] = lambda directory, tensors: tensors
+    layout: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
     differs: dict[str, str] = field(default_factory=dict)
 
 
 def _prefixed(directory: Path, tensors: Tensors) -> Tensors:
     return {f"model.{name}": t for name, t in tensors.items()}
+
+
+def _of_speculators(config: dict[str, Any]) -> dict[str, Any]:
+    """The layer's keys in a section of their own, as speculators writes EAGLE3."""
+    own = {"draft_vocab_size", "eagle_aux_hidden_state_layer_ids", "norm_before_residual", "norm_before_fc"}
+    inner = {k: v for k, v in config.items() if k not in own | {"architectures"}}
+    inner["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    outer = {k: v for k, v in config.items() if k in own}
+    return {
+        "architectures": config["architectures"],
+        "speculators_model_type": "eagle3",
+        "speculators_version": "0.9.0",
+        "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": None}},
+        "target_hidden_size": None,
+        "transformer_layer_config": inner,
+        **outer,
+    }
 
 
 def _with_sinks(directory: Path, tensors: Tensors) -> Tensors:
@@ -193,6 +212,40 @@ CASES: dict[str, Case] = {
     "eagle3, explicit taps": Case("eagle3", {"eagle_aux_hidden_state_layer_ids": [1, 3, 6]}),
     "eagle3, norm before residual": Case("eagle3", {"norm_before_residual": True}),
     "eagle3, norm before fc": Case("eagle3", {"norm_before_fc": True}),
+    "eagle3 of SafeAILab": Case("eagle3", {"architectures": ["LlamaForCausalLM"]}, tensors={"own": ()}),
+    "eagle3 of speculators": Case(
+        "eagle3",
+        {
+            "architectures": ["Eagle3DraftModel"],
+            "eagle_aux_hidden_state_layer_ids": [2, 4, 8],
+            "norm_before_residual": True,
+            "norm_before_fc": True,
+        },
+        tensors={"layer_name": "layers.0"},
+        layout=_of_speculators,
+    ),
+    "eagle3 of speculators, older name, default taps": Case(
+        "eagle3",
+        {"architectures": ["Eagle3Speculator"], "norm_before_residual": False},
+        tensors={"layer_name": "layers.0"},
+        layout=_of_speculators,
+    ),
+    "eagle3 of speculators, residual unsaid": Case(
+        "eagle3",
+        {"architectures": ["Eagle3Speculator"], "rope_scaling": LLAMA3},
+        tensors={"layer_name": "layers.0"},
+        layout=_of_speculators,
+        differs={"eagle3.norm_before_residual": "upstream takes false, speculators trains and vLLM reads true"},
+    ),
+    "eagle3, partial rotary": Case(
+        "eagle3",
+        {"partial_rotary_factor": 0.5},
+        differs={
+            "eagle3.rope.dimension_count": "upstream rotates the whole head",
+            "blk.0.attn_q.weight": "and reorders it",
+            "blk.0.attn_k.weight": "likewise",
+        },
+    ),
     "eagle3, full vocabulary": Case("eagle3", {"draft_vocab_size": VOCAB}),
     "eagle3, another hidden size": Case("eagle3", {"hidden_size": 128, "target_hidden_size": HIDDEN}),
     "eagle3, llama3 rope": Case("eagle3", {"rope_scaling": LLAMA3}),
@@ -255,7 +308,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> dict[str
         directory = root / f"drafter-{i}" / "Some-Drafter-0.1B-v2"
         directory.mkdir(parents=True)
         tensors = case.edit(directory, make_tensors(shape_config, seed=i, **kwargs))
-        save(directory, config, tensors, case.dtype, case.shards)
+        save(directory, case.layout(config), tensors, case.dtype, case.shards)
         pair = Pair(directory, targets[key], root / f"ours-{i}.gguf", root / f"theirs-{i}.gguf")
         jobs.append(["qwen2", str(directory), "--target-model-dir", str(pair.target),
                      "--outfile", str(pair.theirs), "--outtype", case.outtype])  # fmt: skip
