@@ -10,13 +10,20 @@ from dflash_tools.errors import UserError
 
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter
-from dflash_convert.families import dflash, dflash2, eagle3, muse
+from dflash_convert.families import dflash, dflash2, dspark, eagle3, muse
 from dflash_convert.families.family import Family
 from dflash_convert.families.refused import refuse_if_known
 from dflash_convert.target import Target
 
 # The first that recognises a checkpoint reads it: the more special before the more general.
-FAMILIES: tuple[Family, ...] = (eagle3.FAMILY, dflash2.FAMILY, muse.FAMILY, dflash.SPECULATORS, dflash.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    eagle3.FAMILY,
+    dflash2.FAMILY,
+    muse.FAMILY,
+    dspark.FAMILY,
+    dflash.SPECULATORS,
+    dflash.FAMILY,
+)
 KNOWN = tuple(sorted(f.known for f in FAMILIES))
 
 

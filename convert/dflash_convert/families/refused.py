@@ -40,12 +40,6 @@ def _speculators(kind: str) -> tuple[tuple[str, str], ...]:
 
 REFUSED: tuple[Refused, ...] = (
     Refused(
-        "DSpark",
-        "is not read yet",
-        keys=("markov_rank", "dspark_config"),
-        tensors=("markov_head.", "confidence_head."),
-    ),
-    Refused(
         "Domino",
         "runs a recurrent network over the drafted prefix between the slots of a block; llama.cpp has no graph for it",
         values=(("projector_type", "domino"),),

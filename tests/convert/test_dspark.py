@@ -1,0 +1,318 @@
+"""DSpark of every producer: against llama.cpp's own converter where it is right, else by what the file must hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import MASK, VOCAB, Tensors, make_target, save
+from dflash_convert.cli import convert
+from dflash_tools.errors import UserError
+from dspark_checkpoints import (
+    DRAFT_VOCAB,
+    HEADS,
+    OWN,
+    RANK,
+    TAPS,
+    deepspec,
+    dspark_tensors,
+    specforge,
+    speculators,
+)
+from test_oracle import LLAMA3, QWEN35, SLIDING, YARN, assert_same_file, contents, run_upstream
+
+Config = dict[str, Any]
+HEAD = {
+    "output.weight": "upstream drops the head of a full vocabulary, and the embeddings become it",
+    "general.size_label": "counts it",
+}
+ZEROS = {
+    f"markov_{w}.weight": "without a Markov head llama.cpp takes the file for a DFlash and reads the wrong slots"
+    for w in ("w1", "w2")
+}
+PATTERN = {"dflash.attention.causal_pattern": "sliding layers are causal; upstream has one flag for all layers"}
+NO_MARKOV = {"markov_rank": 0, "markov_head_type": None, "enable_confidence_head": False}
+
+
+@dataclass
+class Case:
+    """`differs`: keys and tensors that differ on purpose, with the reason; `fails`: how upstream's converter ends."""
+
+    config: Config
+    own: tuple[str, ...] = ()
+    target: Config = field(default_factory=dict)
+    outtype: str = "bf16"
+    edit: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    differs: dict[str, str] = field(default_factory=dict)
+    fails: str | None = None
+
+
+def _prefixed(tensors: Tensors) -> Tensors:
+    return {f"model.{n}": t for n, t in tensors.items()}
+
+
+CASES: dict[str, Case] = {
+    "deepspec": Case(deepspec(), OWN, differs=HEAD),
+    "deepspec, f32": Case(deepspec(), OWN, outtype="f32", differs=HEAD),
+    "deepspec, q8_0": Case(deepspec(markov_rank=64), OWN, outtype="q8_0", differs=HEAD),
+    "deepspec, f16 without copies": Case(deepspec(), outtype="f16"),
+    "deepspec, no Markov head": Case(deepspec(**NO_MARKOV), OWN, differs=HEAD | ZEROS),
+    "deepspec, embedding output tapped": Case(deepspec(target_layer_ids=[-1, 3])),
+    "deepspec, m-rope target": Case(deepspec(), target=QWEN35),
+    "deepspec, no confidence head": Case(deepspec(enable_confidence_head=False)),
+    "deepspec, unbiased confidence head": Case(
+        deepspec(), edit=lambda t: {n: x for n, x in t.items() if n != "confidence_head.proj.bias"}
+    ),
+    "deepspec, bonus anchor": Case(deepspec(sample_from_anchor=False)),
+    "lfm2": Case(deepspec(architectures=["Lfm2DSparkDraftModel"])),
+    "ling": Case(deepspec(architectures=["LingDSparkModel"])),
+    "flat, ids of inputs": Case(
+        deepspec(target_layer_ids=None, aux_hidden_state_layer_ids=[i + 1 for i in TAPS],
+                 architectures=["DSparkDraftModel"])
+    ),
+    "flat, reduced vocabulary": Case(deepspec(draft_vocab_size=DRAFT_VOCAB)),
+    "specforge": Case(specforge()),
+    "specforge, model prefix": Case(specforge(), edit=_prefixed),
+    "specforge, no Markov head": Case(specforge({"markov_rank": 0, "enable_confidence_head": False}), differs=ZEROS),
+    "specforge, yarn, both sections": Case(
+        specforge(rope_scaling={**YARN, "factor": 32.0}, dspark_config=HEADS, mask_token_id=MASK)
+    ),
+    "specforge, llama3 rope": Case(
+        specforge(rope_scaling=LLAMA3), differs={"rope_freqs.weight": "upstream drops llama3 scaling of a drafter"}
+    ),
+    "specforge, sliding": Case(specforge(**SLIDING), differs=PATTERN),
+    "keys in dspark_config alone": Case(
+        specforge(dflash_config=None, dspark_config={"mask_token_id": MASK, "target_layer_ids": TAPS, **HEADS}),
+        differs={
+            "dflash.target_layers": "upstream does not look into dspark_config; its file does not load",
+            "tokenizer.ggml.mask_token_id": "likewise; without it llama.cpp aborts at the first draft",
+        },
+    ),
+    "speculators": Case(speculators()),
+    "speculators, older name": Case(speculators(architectures=["DSparkSpeculator"])),
+    "speculators, bonus anchor": Case(speculators(sample_from_anchor=False)),
+    "speculators, of before 0.9": Case(speculators(sample_from_anchor=None)),
+    "speculators, full vocabulary": Case(speculators(draft_vocab_size=VOCAB)),
+    "speculators, final state tapped": Case(
+        speculators(aux_hidden_state_layer_ids=[1, 4, 8]), target={"architecture": "MiMoV2FlashForCausalLM"}
+    ),
+    "speculators, yarn": Case(speculators(rope_scaling=YARN)),
+    "speculators, sliding": Case(speculators(**SLIDING), differs=PATTERN),
+    "speculators, sliding, not causal": Case(speculators(**SLIDING, sliding_window_non_causal=True)),
+    "speculators, no heads": Case(
+        speculators(markov_rank=0, enable_confidence_head=False, confidence_head_with_markov=False),
+        differs=ZEROS | {"general.size_label": "counts them"},
+    ),
+    "speculators, no heads, bonus anchor": Case(
+        speculators(markov_rank=0, enable_confidence_head=False, confidence_head_with_markov=False,
+                    sample_from_anchor=False)
+    ),
+    "speculators, confidence without Markov embedding": Case(speculators(confidence_head_with_markov=False)),
+    "speculators, type null": Case(
+        speculators() | {"markov_head_type": None}, fails="unsupported markov_head_type None"
+    ),
+    "speculators, ids null": Case(
+        speculators() | {"aux_hidden_state_layer_ids": None}, fails="'NoneType' object is not iterable"
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Pair:
+    drafter: Path
+    target: Path
+    ours: Path
+    theirs: Path
+    error: str | None
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> dict[str, Pair]:
+    """The checkpoint of every case, and what upstream makes of all of them in one process."""
+    root = tmp_path_factory.mktemp("dspark")
+    targets: dict[str, Path] = {}
+    found, jobs = {}, []
+    for i, (name, case) in enumerate(CASES.items()):
+        key = str(case.target)
+        if key not in targets:
+            targets[key] = make_target(root / f"target{len(targets)}", **case.target)
+        directory = root / f"{i}" / "Some-Drafter-0.1B"
+        save(directory, case.config, case.edit(dspark_tensors(case.config, i, case.own)))
+        found[name] = Pair(directory, targets[key], root / f"ours-{i}.gguf", root / f"theirs-{i}.gguf", None)
+        jobs.append(["qwen2", str(directory), "--target-model-dir", str(targets[key]),
+                     "--outfile", str(found[name].theirs), "--outtype", case.outtype])  # fmt: skip
+    for pair, error in zip(found.values(), run_upstream(llama_cpp, jobs, root), strict=True):
+        pair.error = error
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_file_equals_that_of_upstreams_converter(name: str, pairs: dict[str, Pair], llama_cpp: Path) -> None:
+    case, pair = CASES[name], pairs[name]
+    convert(pair.drafter, pair.target, pair.ours, case.outtype, llama_cpp=llama_cpp)
+    if case.fails is None:
+        assert pair.error is None
+        assert_same_file(pair.ours, pair.theirs, case.differs)
+    else:
+        assert case.fails in (pair.error or "it works now")
+
+
+def test_oracle_runs_all_producers() -> None:
+    assert {n for c in CASES.values() for n in c.config["architectures"]} >= {
+        "Qwen3DSparkModel", "DSparkDraftModel", "DSparkSpeculator", "Lfm2DSparkDraftModel", "LingDSparkModel",
+    }  # fmt: skip
+
+
+def _written(tmp_path: Path, target: Path, config: Config, tensors: Tensors) -> tuple[Any, dict[str, Any]]:
+    description, file, _ = convert(save(tmp_path / "hf", config, tensors), target, tmp_path / "out.gguf", "f32")
+    return description, contents(file)
+
+
+def test_copies_of_an_untied_target_are_left_out(tmp_path: Path) -> None:
+    config = deepspec()
+    tensors = dspark_tensors(config, own=OWN)
+    target = make_target(tmp_path / "target")
+    save_of_target = {f"{'model.' if n == 'embed_tokens' else ''}{n}.weight": tensors[f"{n}.weight"] for n in OWN}
+    save(target, _config_of(target), save_of_target)
+    description, file = _written(tmp_path, target, config, tensors)
+    assert not {"token_embd.weight", "output.weight"} & file.keys()
+    assert any("target's own: left out" in n for n in description.notes)
+
+
+def test_a_head_that_differs_from_that_of_an_untied_target_is_kept(tmp_path: Path) -> None:
+    config = deepspec()
+    tensors = dspark_tensors(config, own=OWN)
+    target = make_target(tmp_path / "target")
+    other = {"model.embed_tokens.weight": tensors["embed_tokens.weight"], "lm_head.weight": -tensors["lm_head.weight"]}
+    save(target, _config_of(target), other)
+    _, file = _written(tmp_path, target, config, tensors)
+    head = np.frombuffer(file["output.weight"][2], np.float32).reshape(VOCAB, -1)
+    assert np.array_equal(head, tensors["lm_head.weight"].to(torch.bfloat16).float().numpy())
+
+
+def _config_of(target: Path) -> Config:
+    return json.loads((target / "config.json").read_text())
+
+
+def test_no_markov_head_becomes_one_of_zeros(tmp_path: Path) -> None:
+    config = deepspec(**NO_MARKOV)
+    description, file = _written(tmp_path, make_target(tmp_path / "t"), config, dspark_tensors(config))
+    for name in ("markov_w1.weight", "markov_w2.weight"):
+        kind, shape, data = file[name]
+        assert (kind, shape) == ("F32", [1, VOCAB])
+        assert not any(data)
+    assert file["dflash.sample_from_anchor"][1] is True
+    assert any("first slot drafts" in n for n in description.notes)
+
+
+def test_a_confidence_head_without_markov_embedding_keeps_its_width(tmp_path: Path) -> None:
+    config = speculators(markov_rank=0, confidence_head_with_markov=False, draft_vocab_size=VOCAB)
+    description, file = _written(tmp_path, make_target(tmp_path / "t"), config, dspark_tensors(config))
+    assert file["conf_proj.weight"][1] == [64, 1]
+    assert file["markov_w1.weight"][1] == [1, VOCAB]
+    assert any("upstream's llama.cpp does not yet" in n for n in description.notes)
+
+
+def test_ids_left_out_of_a_nested_config_are_the_usual_inputs(tmp_path: Path) -> None:
+    config = speculators(aux_hidden_state_layer_ids=None)
+    description, file = _written(tmp_path, make_target(tmp_path / "t"), config, dspark_tensors(config))
+    assert file["dflash.target_layers"][1] == [2, 4, 5]
+    assert any("[2, 4, 5]" in n for n in description.notes)
+    assert description.family == "DSpark"
+
+
+def test_biases_of_the_attention_are_written(tmp_path: Path) -> None:
+    config = speculators(attention_bias=True)
+    tensors = dspark_tensors(config)
+    for i in range(2):
+        for name, rows in (("q", 128), ("k", 64), ("v", 64), ("o", 64)):
+            tensors[f"layers.{i}.self_attn.{name}_proj.bias"] = torch.randn(rows)
+    _, file = _written(tmp_path, make_target(tmp_path / "t"), config, tensors)
+    assert {f"blk.{i}.attn_{n}.bias" for i in range(2) for n in ("q", "k", "v", "output")} <= file.keys()
+
+
+SCALED = "would differ"
+REFUSALS: dict[str, tuple[Config, Callable[[Tensors], Tensors], tuple[str, ...]]] = {
+    "gated head": (deepspec(markov_head_type="gated"), lambda t: t, ("markov_head_type is 'gated'", "vanilla")),
+    "rnn head, nested": (
+        specforge({"markov_head_type": "rnn"}), lambda t: t, ("dflash_config.markov_head_type is 'rnn'",),
+    ),
+    "gated head by its weights": (
+        deepspec(),
+        lambda t: t | {"markov_head.gate_proj.weight": torch.zeros(RANK, 64 + RANK)},
+        ("weights are of a gated head", "vanilla"),
+    ),
+    "Markov head missing": (
+        deepspec(),
+        lambda t: {n: x for n, x in t.items() if "markov" not in n},
+        ("missing: markov_head.markov_w1.weight (320, 16), markov_head.markov_w2.weight (320, 16)",),
+    ),
+    "rank of another checkpoint": (
+        deepspec(markov_rank=8),
+        lambda t: t,
+        ("markov_head.markov_w2.weight is (320, 16), the config calls for (320, 8)",),
+    ),
+    "Markov head that the config denies": (
+        deepspec(**NO_MARKOV, confidence_head_with_markov=None),
+        lambda t: {n: x for n, x in t.items() if "confidence" not in n},
+        ("not part of this family: markov_head.markov_w1.weight (320, 16)",),
+    ),
+    "confidence head missing": (
+        deepspec(),
+        lambda t: {n: x for n, x in t.items() if "confidence" not in n},
+        ("missing: confidence_head.proj.weight (1, 80)",),
+    ),
+    "confidence head of another rank": (
+        deepspec(),
+        lambda t: t | {"confidence_head.proj.weight": torch.zeros(1, 70)},
+        ("confidence_head.proj.weight is (1, 70), the config calls for (1, 80)",),
+    ),
+    "confidence head of a Markov head that is not there": (
+        speculators(markov_rank=0, enable_confidence_head=False) | {"enable_confidence_head": True},
+        lambda t: t,
+        ("confidence_head_with_markov", "markov_rank is 0"),
+    ),
+    "logits capped before the bias": (deepspec(final_logit_softcapping=30.0), lambda t: t, ("is 30", SCALED)),
+    "logits scaled before the bias": (specforge({"output_multiplier": 0.5}), lambda t: t, ("is 0.5", SCALED)),
+    "rank that is no number": (deepspec(markov_rank="256"), lambda t: t, ('markov_rank is "256"', "whole number")),
+    "rank that is too large": (deepspec(markov_rank=1 << 30), lambda t: t, ("markov_rank is 1073741824", "65536")),
+    "no mask token": (deepspec(mask_token_id=None), lambda t: t, ("mask_token_id is missing",)),
+    "no ids, flat": (deepspec(target_layer_ids=None), lambda t: t, ("target_layer_ids is missing",)),
+    "final layer of a target that cannot hand it over": (
+        deepspec(target_layer_ids=[0, 2, 7]), lambda t: t, ("layer 8", "inputs 0 to 7"),
+    ),
+    "d2t missing": (speculators(), lambda t: {n: x for n, x in t.items() if n != "d2t"}, ("missing: d2t (192)",)),
+    "d2t of absolute ids": (
+        speculators(),
+        lambda t: t | {"d2t": t["d2t"] + torch.arange(DRAFT_VOCAB)},
+        ("d2t[i] + i must be 192 different target ids below 320",),
+    ),
+    "larger draft vocabulary": (speculators(draft_vocab_size=400), lambda t: t, ("400", "320 tokens")),
+    "layers of another model type": (
+        {**speculators(), "transformer_layer_config": {"model_type": "gpt_oss"}},
+        lambda t: t,
+        ("transformer_layer_config.model_type is 'gpt_oss'", "qwen3 and llama"),
+    ),
+    "section that is no object": (
+        {**speculators(), "transformer_layer_config": [1]}, lambda t: t, ("transformer_layer_config is [1]", "object"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    config, edit, parts = REFUSALS[name]
+    base = speculators() if "transformer_layer_config" in config else deepspec()
+    drafter = save(tmp_path / "drafter", config, edit(dspark_tensors(base)))
+    target = make_target(tmp_path / "target")
+    with pytest.raises(UserError) as e:
+        convert(drafter, target, tmp_path / "out.gguf")
+    for part in parts:
+        assert part in str(e.value), f"{part!r} not in: {e.value}"
+    assert not list(tmp_path.glob("*out.gguf*"))
