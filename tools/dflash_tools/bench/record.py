@@ -45,7 +45,7 @@ PHASES = ("draft", "inject", "verify", "sample", "commit", "other")
 PLAIN = "none"
 
 # Conditions that two records may differ in: they name what is compared, or say when it happened.
-FREE_CONDITIONS = ("builds", "command", "started", "seconds", "tool", "disturbances", "host")
+FREE_CONDITIONS = ("builds", "command", "started", "seconds", "repeats", "tool", "disturbances", "host")
 
 _LARGEST = 1 << 30
 

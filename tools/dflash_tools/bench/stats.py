@@ -1,0 +1,124 @@
+"""Medians, scatter and intervals: the few statistics that the reports use.
+
+Intervals are percentile intervals of a seeded bootstrap. With three samples they are about as wide as the samples
+themselves, which is what three samples can say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+DRAWS = 4000
+_SEED = 20260101
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the range it may lie in."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes(self, value: float) -> bool:
+        return not self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Work done on the same prompts in several passes: `amount` and `cost`, both `[prompts, passes]`.
+
+    The quotient of their sums is a rate: tokens and milliseconds, or tokens and steps.
+    """
+
+    amount: np.ndarray
+    cost: np.ndarray
+
+    @classmethod
+    def of(cls, amount: Sequence[Sequence[float]], cost: Sequence[Sequence[float]]) -> Passes:
+        """Prompts that lost a pass shorten all others to the same number of passes."""
+        count = min(len(values) for values in (*amount, *cost))
+        return cls(np.array([v[:count] for v in amount], float), np.array([v[:count] for v in cost], float))
+
+    def rates(self, prompts: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Rate of each pass: all prompts together, so that long answers count as much as they last."""
+        cost = self.cost[prompts].sum(axis=0)
+        return np.divide(self.amount[prompts].sum(axis=0), cost, out=np.zeros_like(cost), where=cost > 0)
+
+    @property
+    def rate(self) -> float:
+        """Median over the passes."""
+        return median(self.rates())
+
+
+def median(values: Sequence[float] | np.ndarray) -> float:
+    """Raises ValueError for no values: what was not measured has no median."""
+    if not len(values):
+        raise ValueError("median of no values")
+    return float(np.median(np.asarray(values, float)))
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """First and third, by linear interpolation between the sorted values."""
+    low, high = np.percentile(np.asarray(values, float), [25, 75])
+    return float(low), float(high)
+
+
+def scatter(values: Sequence[float]) -> float:
+    """Distance of the quartiles as a share of the median; 0 for a median of 0."""
+    low, high = quartiles(values)
+    middle = median(values)
+    return (high - low) / abs(middle) if middle else 0.0
+
+
+def ratio_of_medians(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """median(after) / median(before); both sides are resampled independently.
+
+    Raises ValueError when a side has no samples or `before` is 0.
+    """
+    one, two = np.asarray(before, float), np.asarray(after, float)
+    middle = median(one)
+    if not middle:
+        raise ValueError("ratio to a median of 0")
+    random = np.random.default_rng(_SEED)
+    draws = [np.median(side[random.integers(len(side), size=(DRAWS, len(side)))], axis=1) for side in (one, two)]
+    found = draws[1][draws[0] != 0] / draws[0][draws[0] != 0]
+    return _interval(median(two) / middle, found)
+
+
+def ratio_of_passes(before: Passes, after: Passes) -> Interval:
+    """Rate of `after` as a multiple of that of `before`: the median over passes of each pass's own ratio.
+
+    Pass i of both sides ran interleaved, so what slowed one slowed the other. Prompts and passes are resampled, the
+    same ones on both sides: the interval covers the choice of prompts and the noise of the machine.
+    """
+    passes = min(before.cost.shape[1], after.cost.shape[1])
+    if before.cost.shape[0] != after.cost.shape[0] or not passes:
+        raise ValueError(f"not the same prompts: {before.cost.shape} and {after.cost.shape}")
+    random = np.random.default_rng(_SEED)
+    draws = np.empty(DRAWS)
+    for i in range(DRAWS):
+        prompts = random.integers(len(before.cost), size=len(before.cost))
+        chosen = random.integers(passes, size=passes)
+        draws[i] = _pass_ratio(before, after, prompts, chosen)
+    everything = np.arange(len(before.cost))
+    return _interval(_pass_ratio(before, after, everything, np.arange(passes)), draws[np.isfinite(draws)])
+
+
+def _pass_ratio(before: Passes, after: Passes, prompts: np.ndarray, passes: np.ndarray) -> float:
+    below = before.rates(prompts)[passes]
+    above = after.rates(prompts)[passes]
+    ratios = above[below > 0] / below[below > 0]
+    return float(np.median(ratios)) if len(ratios) else float("nan")
+
+
+def _interval(value: float, draws: np.ndarray) -> Interval:
+    if not len(draws):
+        return Interval(value, value, value)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))
