@@ -13,7 +13,6 @@ from typing import Any
 
 from dflash_tools import conditions
 from dflash_tools.bench.arms import CHAT, Arm, LlamaArm, Reply, Request, Setting, rotated
-from dflash_tools.bench.disturbance import Watch
 from dflash_tools.bench.equality import compare_answers
 from dflash_tools.bench.machine import machine, model_file
 from dflash_tools.bench.progress import Progress
@@ -22,6 +21,7 @@ from dflash_tools.bench.record import PHASES, Record
 from dflash_tools.bench.sides import Side, sides_of
 from dflash_tools.bench.stats import scatter
 from dflash_tools.bench.study import Study
+from dflash_tools.bench.watch import Watch
 from dflash_tools.client import RefusedError
 from dflash_tools.errors import UserError
 from dflash_tools.fork.build import bin_dir as fork_bin_dir
@@ -54,7 +54,7 @@ def run_study(study: Study, progress: Callable[[int], Progress] = Progress) -> R
     by_name = {side.name: side for side in sides}
     baselines = {side.name: side.baseline for side in sides}
     compare_answers(record, measured.replies, baselines, lambda name: by_name[name].open())
-    record.conditions["disturbances"] = [*watch.notes, *_noise(record)]
+    record.conditions["disturbances"] = [*watch.disturbances(), *_noise(record)]
     if measured.stopped:
         record.notes.append(f"broken off: {measured.stopped}")
     record.notes += [f"left out: {what}: {why}" for what, why in measured.left_out.items()]
@@ -166,7 +166,7 @@ def _add(record: Record, build: str, labels: dict[str, str], replies: Sequence[R
 
 
 def _noise(record: Record) -> list[str]:
-    """Sides whose repeats of the same greedy request scatter much: the machine, not the request, made the difference."""
+    """Sides whose repeats of the same greedy request scatter much: that is the machine, not the request."""
     found = []
     for build in record.builds():
         values = [
@@ -217,7 +217,7 @@ def _conditions(
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "host": {"clocks": watch.cards},
+        "host": {"clocks": watch.clocks()},
     }  # fmt: skip
     if study.target is not None:
         found["builds"] = {build.name: conditions.build(build.bin or fork_bin_dir()) for build in study.build}

@@ -50,7 +50,7 @@ class DrafterSpec:
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """Another engine. `key_env` names the environment variable with its key, `baseline` the server it is compared to."""
+    """Another engine. `key_env` names the environment variable with its key, `baseline` the server to compare it to."""
 
     name: str
     url: str
