@@ -8,6 +8,7 @@ from pathlib import Path
 from dflash_tools.errors import UserError, join_words
 
 from dflash_convert.drafter import Drafter
+from dflash_convert.gguf_file import StoredTensor
 from dflash_convert.target import Target
 from dflash_convert.tensors import FLOAT_TYPES, LazyTensor
 
@@ -16,20 +17,23 @@ SHOWN = 8
 
 def check_tensors(
     where: Path,
-    found: Mapping[str, LazyTensor],
+    found: Mapping[str, LazyTensor | StoredTensor],
     required: Mapping[str, tuple[int, ...]],
     optional: Mapping[str, tuple[int, ...]],
     ignored: Iterable[str] = (),
+    *,
+    of_gguf: bool = False,
 ) -> None:
     """Refuse missing, extra and odd-shaped tensors, all of them named in one message (the first few of each kind).
 
-    Shapes are as in PyTorch ([rows, columns]).
+    Shapes are as in PyTorch ([rows, columns]). `of_gguf`: the sizes are from the file's own keys, not from a config.
     """
+    calls = "the keys call for" if of_gguf else "the config calls for"
     wanted = {**required, **optional}
     missing = [f"{n} {shape_text(s)}" for n, s in required.items() if n not in found]
     extra = [f"{n} {shape_text(t.shape)}" for n, t in found.items() if n not in wanted and n not in set(ignored)]
     odd = [
-        f"{n} is {shape_text(found[n].shape)}, the config calls for {shape_text(s)}"
+        f"{n} is {shape_text(found[n].shape)}, {calls} {shape_text(s)}"
         for n, s in wanted.items()
         if n in found and found[n].shape != s
     ]
@@ -41,8 +45,9 @@ def check_tensors(
         )
     if problems:
         raise UserError(
-            "\n  ".join([f"{where}: the tensors do not match the config.", *problems])
-            + "\n  Is the download complete, and does config.json belong to these weights?"
+            "\n  ".join([f"{where}: the tensors do not match the {'keys' if of_gguf else 'config'}.", *problems])
+            + "\n  Is the download complete"
+            + ("?" if of_gguf else ", and does config.json belong to these weights?")
         )
 
 
