@@ -9,6 +9,7 @@ import torch
 from probe_run import Job, Round
 from reference_dflash import DFlash
 from reference_dflash2 import DFlash2
+from reference_dspark import DSpark
 from reference_eagle3 import Eagle3
 from reference_target import Run, Target
 
@@ -32,6 +33,8 @@ class Gap:
     probability: float = 0.0
     logit: float = 0.0
     distinct: int = 0
+    confidence: float = 0.0
+    confidences: int = 0
     differences: list[str] = field(default_factory=list)
 
     def add(
@@ -59,17 +62,23 @@ class Gap:
                 f"after {round_.n} tokens: {gap:.2g}, {logit_gap:.2g}, draft {round_.draft}, reference {wanted}"
             )
 
+    def add_confidence(self, got: torch.Tensor, want: torch.Tensor) -> None:
+        """got and want [slots]: how likely the drafter thinks each drafted token is kept."""
+        self.confidences += len(want)
+        self.confidence = max(self.confidence, (got - want).abs().max().item())
+
     def __str__(self) -> str:
         return (
             f"{self.blocks} blocks, max abs gap {self.probability:.2g} of a probability, {self.logit:.2g} of a logit, "
             f"top-1 {self.same_top}/{self.slots}, whole drafts {self.same_draft}/{self.blocks}, "
-            f"{self.distinct / self.blocks:.1f} distinct tokens per block"
+            f"{self.distinct / self.blocks:.1f} distinct tokens per block, {self.confidence:.2g} of a confidence"
         )
 
     def check(self) -> None:
         """Fail, with every block that differs, unless all is equal within the tolerances."""
         report = f"{self}; allowed {TOLERANCE} and {LOGIT_TOLERANCE}\n" + "\n".join(self.differences)
         assert self.probability <= TOLERANCE, report
+        assert self.confidence <= TOLERANCE, report
         assert self.logit <= LOGIT_TOLERANCE, report
         assert self.same_top == self.slots, report
         assert self.same_draft == self.blocks, report
@@ -97,9 +106,13 @@ def compare(
                     assert len(r.logits) == model.block_size, f"{len(r.logits)} rows of {model.block_size} were run"
                     states = model.states(ctx[: r.n], job.tokens[r.n], target.embeddings)
                     logits = model.logits(states, target.head)
-                    if isinstance(model, DFlash2):
+                    if isinstance(model, (DFlash2, DSpark)):
                         scores = model.scores(states, logits, job.tokens[r.n], r.draft)
-                    want, got = logits[1:], r.logits[1:]
+                    if isinstance(model, DSpark):
+                        confidences = model.confidences(states, job.tokens[r.n], r.draft)
+                        if confidences is not None:
+                            gap.add_confidence(r.confidences[model.first_slot :], confidences)
+                    want, got = logits[model.first_slot :], r.logits[model.first_slot :]
                 else:
                     want = model.draft(ctx[: r.n], job.tokens[: r.n + 1], len(r.draft), target.embeddings, target.head)
                     got = r.logits

@@ -10,7 +10,8 @@
 //                    n       tokens committed when this round drafted; its anchor is tokens[n]
 //                    rows    draft distributions computed in this round, in the order of i.logits
 //        i.features  f32 [committed, taps, n_embd]: the target's hidden states as handed to the drafter, kept rows only
-//        i.logits    f32 [sum of rows, n_vocab]: the drafter's output before sampling
+//        i.logits    f32 [sum of rows, n_vocab]: the drafter's output before sampling and before a Markov bias
+//        i.confidences  f32 [sum of rows], empty without a confidence head: its say on each row
 //
 // The steps are those of a server slot: whole prompt, first token sampled, then draft / verify / accept / roll back.
 
@@ -102,7 +103,14 @@ struct probe {
     const uint32_t  n_taps = llama_model_target_layer_ids_n(model_dft);
     const int32_t   n_embd = llama_model_n_embd(model_tgt);
 
-    std::vector<float> features = {};
+    std::vector<float> features    = {};
+    std::vector<float> confidences = {};
+
+    bool has_confidence_head() const {
+        char buf[8] = {};
+        return llama_model_meta_val_str(model_dft, "dflash.has_confidence_head", buf, sizeof(buf)) >= 0 &&
+            std::strcmp(buf, "true") == 0;
+    }
 
     // target step + feeding the driver; keeps the features of all rows
     void process(common_batch & batch) {
@@ -132,6 +140,7 @@ struct probe {
         llama_memory_clear(llama_get_memory(ctx_tgt), true);
         llama_memory_clear(llama_get_memory(ctx_dft), true);
         features.clear();
+        confidences.clear();
         recorder.rows = 0;
         recorder.data.clear();
 
@@ -172,6 +181,14 @@ struct probe {
             common_speculative_draft(spec);
             recorder.on = false;
 
+            if (has_confidence_head()) {
+                // one value a row, spread over the row
+                const float * conf = llama_get_embeddings_nextn(ctx_dft);
+                for (int32_t i = 0; i < recorder.rows - rows_before; ++i) {
+                    confidences.push_back(conf[(size_t) i*llama_model_n_embd(model_dft)]);
+                }
+            }
+
             // the drafter forgets its own guesses before it sees the target's features of the same positions
             llama_memory_seq_rm(llama_get_memory(ctx_dft), 0, n, -1);
 
@@ -211,6 +228,7 @@ struct probe {
 
         write_f32(out + ".features", features);
         write_f32(out + ".logits", recorder.data);
+        write_f32(out + ".confidences", confidences);
         std::ofstream(out + ".json") << json;
     }
 };

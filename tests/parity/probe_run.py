@@ -22,12 +22,16 @@ LIBRARIES = ("llama-common", "llama", "ggml", "ggml-base")
 
 @dataclass(frozen=True)
 class Round:
-    """One draft: made after `n` committed tokens, from `logits` [rows, vocabulary]; `accepted` of it were kept."""
+    """One draft: made after `n` committed tokens, from `logits` [rows, vocabulary]; `accepted` of it were kept.
+
+    confidences [rows]: what a confidence head says of each row; empty without one
+    """
 
     n: int
     draft: list[int]
     accepted: int
     logits: torch.Tensor
+    confidences: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,11 @@ def _read_job(stem: Path, prompt: list[int]) -> Job:
     features = np.fromfile(stem.with_suffix(".features"), np.float32)
     logits = torch.from_numpy(np.fromfile(stem.with_suffix(".logits"), np.float32)).view(-1, found["n_vocab"])
     assert sum(r["rows"] for r in found["rounds"]) == len(logits), f"{stem}.logits does not hold the rows it announces"
+    confidences = torch.from_numpy(np.fromfile(stem.with_suffix(".confidences"), np.float32))
     rounds, row = [], 0
     for r in found["rounds"]:
-        rounds.append(Round(r["n"], r["draft"], r["accepted"], logits[row : row + r["rows"]]))
+        rows = slice(row, row + r["rows"])
+        rounds.append(Round(r["n"], r["draft"], r["accepted"], logits[rows], confidences[rows]))
         row += r["rows"]
     committed = len(found["tokens"]) - 1
     return Job(prompt, found["tokens"], found["taps"], torch.from_numpy(features).view(committed, -1), rounds)

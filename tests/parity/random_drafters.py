@@ -83,7 +83,7 @@ def write_dflash(folder: Path, target: Path, seed: int, taps: list[int], mask: i
         "dflash_config": {name: value for name, value in nested.items() if value is not None},
     }
     config |= changes
-    return _write(folder, config, dflash_weights(config | nested, seed, len(taps)))
+    return write_checkpoint(folder, config, dflash_weights(config | nested, seed, len(taps)))
 
 
 def write_muse(folder: Path, target: Path, seed: int, taps: list[int], mask: int, **changes: Any) -> Path:
@@ -101,7 +101,7 @@ def write_muse(folder: Path, target: Path, seed: int, taps: list[int], mask: int
     weights["encoder.fc.weight"] = weights.pop("fc.weight")
     weights["encoder.output_norm_enc.weight"] = weights.pop("hidden_norm.weight")
     del config["vocab_size"], config["attention_bias"]
-    return _write(folder, config, weights)
+    return write_checkpoint(folder, config, weights)
 
 
 def write_speculators(
@@ -135,7 +135,7 @@ def write_speculators(
         weights["lm_head.weight"] = draw.matrix(draft_vocab, inner["hidden_size"])
         weights["d2t"] = kept - torch.arange(draft_vocab)
         weights["t2d"] = torch.isin(torch.arange(vocab), kept)
-    return _write(folder, config, weights)
+    return write_checkpoint(folder, config, weights)
 
 
 SPECULATORS_KEYS = {"block_size", "sliding_window_non_causal", "sample_from_anchor", "target_hidden_size",
@@ -199,10 +199,11 @@ def write_eagle3(
         kept = torch.randperm(vocabulary, generator=draw.generator)[:small].sort().values
         weights["d2t"] = kept - torch.arange(small)
         weights["t2d"] = torch.isin(torch.arange(vocabulary), kept)
-    return _write(folder, config, weights)
+    return write_checkpoint(folder, config, weights)
 
 
-def _write(folder: Path, config: Mapping[str, Any], weights: dict[str, torch.Tensor]) -> Path:
+def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: dict[str, torch.Tensor]) -> Path:
+    """config.json and model.safetensors in a new folder."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from reference_math import (
@@ -46,6 +46,7 @@ class DFlash:
     weights: dict[str, Tensor]
     causal_layers: list[bool] | None = None
     mask_row: Tensor | None = None
+    first_slot: ClassVar[int] = 1  # the first slot that drafts
 
     @classmethod
     def load(cls, directory: Path) -> DFlash:

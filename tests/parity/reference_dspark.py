@@ -1,0 +1,68 @@
+"""DSpark straight from its formula: the backbone is DFlash's (`reference_dflash`), then slot after slot
+
+    scores of k = Head hid_k + W2 W1[t],  t: the anchor for the first drafting slot, after that the token drafted before
+    conf of k   = sigmoid(w . [hid_k ; W1[t]] + b)       without W1[t] if the head is as wide as hid_k
+
+Anchor-first slots 0..B-1 draft the tokens after the anchor; with a bonus anchor slots 1..B-1 do, in their own place.
+With a reduced vocabulary W2 has a row per draft token, W1 one per token of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from reference_dflash import DFlash
+from reference_math import Tensor
+
+
+@dataclass
+class DSpark(DFlash):
+    """A checkpoint of DeepSpec, SpecForge or speculators with a vanilla Markov head or none."""
+
+    @classmethod
+    def load(cls, directory: Path) -> DSpark:
+        model = super().load(directory)
+        spread = model.config.get("dspark_config", {})
+        return replace(model, config=spread | {k: v for k, v in model.config.items() if k != "dspark_config"})
+
+    @property
+    def first_slot(self) -> int:
+        """The first slot that drafts. Flat files that do not say draft from the anchor's, nested ones do not."""
+        return 0 if self.of("sample_from_anchor", "speculators_model_type" not in self.config) else 1
+
+    def before(self, anchor: int, draft: Sequence[int]) -> Tensor:
+        """The token before each drafted one [drafted]."""
+        return torch.tensor([anchor, *draft[:-1]])
+
+    def scores(self, states: Tensor, logits: Tensor, anchor: int, draft: Sequence[int]) -> Tensor:
+        """Scores [drafted, V] that each token of `draft` is chosen by, given the ones before it."""
+        slots = slice(self.first_slot, self.first_slot + len(draft))
+        w1, w2 = (self.weights.get(f"markov_head.markov_w{i}.weight") for i in (1, 2))
+        if w1 is None or w2 is None:
+            return logits[slots]
+        bias = w1[self.before(anchor, draft)] @ w2.T
+        if "d2t" in self.weights:
+            ids = self.weights["d2t"] + torch.arange(len(self.weights["d2t"]))
+            bias = torch.zeros_like(logits[slots]).index_copy(1, ids, bias)
+        return logits[slots] + bias
+
+    def confidences(self, states: Tensor, anchor: int, draft: Sequence[int]) -> Tensor | None:
+        """How likely each drafted token is kept [drafted], as the model estimates it; None without such a head."""
+        w = self.weights.get("confidence_head.proj.weight")
+        if w is None:
+            return None
+        rows = states[self.first_slot : self.first_slot + len(draft)]
+        if w.shape[1] > rows.shape[1]:
+            rows = torch.cat([rows, self.weights["markov_head.markov_w1.weight"][self.before(anchor, draft)]], -1)
+        return torch.sigmoid(rows @ w[0] + self.weights.get("confidence_head.proj.bias", torch.zeros(1)))
+
+
+def greedy_draft(model: DSpark, states: Tensor, logits: Tensor, anchor: int) -> list[int]:
+    """The tokens that DSpark drafts at temperature 0, each chosen after the ones before it."""
+    draft: list[int] = []
+    for _ in range(model.block_size - model.first_slot):
+        draft.append(int(model.scores(states, logits, anchor, [*draft, 0])[-1].argmax()))
+    return draft
