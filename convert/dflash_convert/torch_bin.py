@@ -30,27 +30,34 @@ def read_torch_bin(path: Path) -> dict[str, LazyTensor]:
 
     Raises UserError if torch is not installed, or the file is anything but a mapping of names to dense tensors.
     """
+    state = load_weights_only(path)
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds a {type(state).__name__}; a mapping of names to tensors is expected")
+    return {name: lazy_tensor(path, name, value) for name, value in state.items()}
+
+
+def load_weights_only(path: Path) -> Any:
+    """What torch saved to `path`, as long as it is data. Raises UserError if it is not, or torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UserError(
-            f"{path}: reading PyTorch's .bin format needs torch (`pip install torch`); safetensors files do not"
+            f"{path}: reading PyTorch's {path.suffix} format needs torch (`pip install torch`); safetensors files "
+            "do not"
         )
     import torch
 
     try:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as e:
             if "mmap" not in str(e):
                 raise
-            state = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+            return torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
     except Exception as e:  # torch raises many types for a damaged file
         raise UserError(f"{path}: torch cannot read it (weights_only): {str(e).splitlines()[0][:300]}") from e
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: holds a {type(state).__name__}; a mapping of names to tensors is expected")
-    return {name: _lazy(path, name, value) for name, value in state.items()}
 
 
-def _lazy(path: Path, name: Any, value: Any) -> LazyTensor:
+def lazy_tensor(path: Path, name: Any, value: Any) -> LazyTensor:
+    """A tensor that torch read from `path`. Raises UserError if `value` is none, or of a type not read here."""
     import torch
 
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
@@ -59,8 +66,10 @@ def _lazy(path: Path, name: Any, value: Any) -> LazyTensor:
     if dtype is None or value.layout is not torch.strided or value.device.type != "cpu":
         raise UserError(f"{path}: {name}: {value.dtype} ({value.layout}) is no type this converter reads")
 
+    flat = value.detach().reshape(-1)  # parameters are saved too
+
     def read_flat(start: int, stop: int) -> np.ndarray:
-        part = value.reshape(-1)[start:stop]
+        part = flat[start:stop]
         if dtype == "BF16":
             return part.view(torch.int16).numpy().view(np.uint16)
         return part.to(torch.uint8).numpy() if dtype == "BOOL" else part.numpy()
