@@ -29,6 +29,20 @@ class Checkpoint:
     tensors: dict[str, LazyTensor]
     files: tuple[Path, ...]
 
+    @property
+    def name(self) -> str:
+        return model_name(self.directory)
+
+
+def model_name(directory: Path) -> str:
+    """The name of the model in `directory`: the directory's, or in the Hub's cache, where directories are named by
+    commits (`models--ORG--NAME/snapshots/COMMIT/FOLDER`), NAME or NAME-FOLDER."""
+    parts = directory.parts
+    for i in range(len(parts) - 2):
+        if parts[i].startswith("models--") and parts[i + 1] == "snapshots":
+            return "-".join((parts[i].rpartition("--")[2], *parts[i + 3 :]))
+    return directory.name
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a directory (config.json + weights) or a weights file with config.json beside it.
@@ -59,7 +73,7 @@ def find_weight_files(directory: Path) -> list[Path]:
     """The weight files of an HF directory; empty if it has none. Raises UserError if an index is malformed."""
     for index in INDEX_FILES:
         if (directory / index).is_file():
-            return sorted({directory / shard for shard in _weight_map(directory / index).values()})
+            return sorted({directory / shard for shard in read_weight_map(directory / index).values()})
     return sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
 
 
@@ -73,10 +87,11 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
         if not file.is_file():
             raise UserError(f"{file}: named by the index of the checkpoint but not there. Download it.")
     index = next((directory / i for i in INDEX_FILES if (directory / i).is_file()), None)
-    return files, _weight_map(index) if index else None
+    return files, read_weight_map(index) if index else None
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> shard, a file name without directories. Raises UserError if the index is malformed."""
     found = read_json_object(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
         raise UserError(f"{index}: weight_map is missing, empty or malformed")

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gguf
 from dflash_tools.errors import UserError
 
+from dflash_convert.checkpoint import model_name
 from dflash_convert.gguf_file import Metadata, Value
 
 _TYPES: dict[gguf.GGUFValueType, tuple[type, ...]] = {
@@ -26,11 +30,12 @@ def general_keys(directory: Path, n_parameters: int, file_type: gguf.LlamaFileTy
     """`general.*` without `general.architecture`. Raises UserError for a model card that cannot be read."""
     logging.getLogger("gguf").setLevel(logging.CRITICAL)
     try:
-        found = gguf.Metadata.load(None, directory, None, n_parameters)
+        with _named_by_model(directory) as named:
+            found = gguf.Metadata.load(None, named, None, n_parameters)
         if found.sampling_penalty_repeat is None:
             # the released gguf package does not look at transformers' name for it, the pinned one does
             found.sampling_penalty_repeat = _generation_config(directory).get("repetition_penalty")
-        found.name = found.name if found.name is not None else directory.name
+        found.name = found.name if found.name is not None else model_name(directory)
         if found.size_label is None and n_parameters > 0:
             found.size_label = gguf.size_label(n_parameters, n_parameters, 0, 0)
         writer = gguf.GGUFWriter(path=None, arch="")
@@ -45,6 +50,18 @@ def general_keys(directory: Path, n_parameters: int, file_type: gguf.LlamaFileTy
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     keys = {k: v for k, v in writer.kv_data[0].items() if k != "general.architecture"}
     return {key: _checked(directory, key, v) for key, v in keys.items()}
+
+
+@contextmanager
+def _named_by_model(directory: Path) -> Iterator[Path]:
+    """`directory` under the name of its model, from which the package takes what the model card does not say."""
+    if directory.name == model_name(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="convert-dflash-") as parent:
+        link = Path(parent) / model_name(directory)
+        link.symlink_to(directory, target_is_directory=True)
+        yield link
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
