@@ -1,0 +1,264 @@
+"""`bench-dflash cost`: what a round costs at real shapes, part by part, on the fork and on another build in turn.
+
+Weights are random, so the text is noise, acceptance is drawn (`--spec-synth-len`), and only times and sizes mean
+something. Builds alternate within each case (fork, baseline; next turn baseline, fork), so that what drifts on the
+machine drifts under both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dflash_tools import conditions
+from dflash_tools.bench import card, machine
+from dflash_tools.bench.bandwidth import copy_rates
+from dflash_tools.bench.cases import FULL, LENGTHS, ROWS, Case, Choices, plan, quick
+from dflash_tools.bench.cost_table import FLOOR, cost_table
+from dflash_tools.bench.floor import Load, floor_ms, round_bytes, target_bytes
+from dflash_tools.bench.mixes import MIXES
+from dflash_tools.bench.record import Record
+from dflash_tools.bench.serving import Build, Files, run_case
+from dflash_tools.bench.shapes import SHAPES, find_shape
+from dflash_tools.bench.stats import median
+from dflash_tools.bench.steps import time_steps
+from dflash_tools.bench.synth import Model, drafter_model, make_model, target_model
+from dflash_tools.bench.watch import Watch
+from dflash_tools.errors import UserError
+from dflash_tools.fork.build import bin_dir
+
+FORK, BASELINE = "fork", "upstream"
+_TURNS = 3
+_STEP_REPEATS = 9
+
+
+def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench-dflash cost`, without those every sub-command has."""
+    parser.add_argument("--shape", required=True, help=f"one of {', '.join(SHAPES)}")
+    parser.add_argument("--bin", type=Path, metavar="DIR", help="programs to measure (default: of the last build-fork)")
+    parser.add_argument("--baseline", type=Path, metavar="DIR", help="programs to measure in turn with them")
+    parser.add_argument("--baseline-name", default=BASELINE, metavar="NAME", help=f"their name (default {BASELINE})")
+    parser.add_argument("--mix", choices=MIXES, help="quantisation of the target (default: the usual one of the shape)")
+    parser.add_argument("--drafter-mix", choices=MIXES, default="q8_0", help="and of the drafter (default q8_0)")
+    parser.add_argument("--depth", type=_count, help="tokens to draft (default: the trained block less one)")
+    parser.add_argument("--quick", action="store_true", help="only what shows a round and its parts")
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop in time: cut cases and repeats to fit")
+    parser.add_argument("--turns", type=_count, default=_TURNS, help=f"times through all cases (default {_TURNS})")
+    parser.add_argument("--samples", type=_count, default=3, help="requests of a kind in one turn (default 3)")
+    parser.add_argument("--rounds", type=_count, default=48, help="rounds in one request (default 48)")
+    parser.add_argument(
+        "--lengths", type=_words, default=LENGTHS, metavar="L,..",
+        help=f"acceptance lengths, the target's token included (default {','.join(LENGTHS)})",
+    )  # fmt: skip
+    parser.add_argument("--rows", type=_counts, default=ROWS, metavar="N,..", help="rows of a target step")
+    parser.add_argument(
+        "--contexts", type=_counts, default=(8192, 32768), metavar="N,..",
+        help="depths besides 0 (default 8192,32768; 131072 takes minutes)",
+    )  # fmt: skip
+    parser.add_argument("--prefill", type=_counts, default=(2048, 8192, 32768), metavar="N,..", help="prompt lengths")
+    parser.add_argument("--kv", type=_words, default=("f16", "q8_0"), metavar="T,..", help="types of the KV cache")
+    parser.add_argument("--slots", type=_counts, default=(1, 2, 4), metavar="N,..", help="requests at once")
+    parser.add_argument(
+        "--samplers", type=_words, default=("device", "host"), metavar="S,..",
+        help="where the target is sampled: device, host (default both)",
+    )  # fmt: skip
+    parser.add_argument("--models", type=Path, metavar="DIR", help="where models are made (default .bench/models)")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs here")
+    parser.add_argument("--threads", type=_count, metavar="N", help="threads of the CPU (default: the programs' own)")
+    parser.add_argument(
+        "--server-option", action="append", default=[], metavar="WORDS", help="more options for every llama-server"
+    )
+
+
+def run_cost(args: argparse.Namespace) -> Record:
+    """Measure as the arguments say. Raises UserError when nothing could be measured."""
+    started = time.time()
+    shape = find_shape(args.shape)
+    depth = args.depth or shape.drafter.block - 1
+    choices = _choices(args, depth)
+    builds = [Build.find(FORK, args.bin or bin_dir(), depth)]
+    if args.baseline:
+        builds.append(Build.find(args.baseline_name, args.baseline, depth))
+    target, drafter = target_model(shape, args.mix or shape.mix), drafter_model(shape, args.drafter_mix)
+    record = Record("cost", _conditions(args, target, drafter, builds, depth, started))
+    others = card.strangers()
+    folder = args.models or Path(".bench") / "models"
+    with tempfile.TemporaryDirectory(prefix="bench-dflash-") as scratch:
+        files = Files(
+            make_model(target, folder, _say), make_model(drafter, folder, _say), shape.vocab, args.logs or Path(scratch)
+        )
+        threads = ["-t", str(args.threads)] if args.threads else []
+        options = [*threads, *(word for words in args.server_option for word in shlex.split(words))]
+        with Watch() as watch:
+            _add_bandwidth(record, builds[0])
+            study = Study(builds, files, record, depth, options, threads)
+            study.run(plan(choices), args.turns, started + 60 * args.minutes if args.minutes else None)
+    record.notes += study.notes()
+    if not any(series.name in ("decode_rate", "step_ms") for series in record.series):
+        raise UserError("nothing could be measured:\n" + "\n".join(record.notes))
+    _add_floors(record, args.shape, target, drafter, depth)
+    record.conditions["seconds"] = round(time.time() - started)
+    record.conditions["disturbances"] = [*others, *watch.disturbances()]
+    record.conditions["host"] = {"name": platform.node(), "clocks": watch.clocks()}
+    record.notes += [f"disturbed: {what}" for what in record.conditions["disturbances"]]
+    print(cost_table(record))
+    return record
+
+
+@dataclass
+class Study:
+    """Runs cases on builds in turn until the turns or the time are used up."""
+
+    builds: Sequence[Build]
+    files: Files
+    record: Record
+    depth: int
+    server_options: Sequence[str] = ()
+    bench_options: Sequence[str] = ()
+    seconds: dict[Case, float] = field(default_factory=dict)
+    failed: dict[tuple[Case, str], str] = field(default_factory=dict)
+    left_out: list[Case] = field(default_factory=list)
+    turns: int = 0
+
+    def run(self, cases: Sequence[Case], turns: int, deadline: float | None) -> None:
+        """`deadline` is in seconds since the epoch. A case that cannot end before it is not begun."""
+        for turn in range(turns):
+            ran = 0
+            for case in cases:
+                if deadline and time.time() + self._expected(case) > deadline:
+                    if not turn:
+                        self.left_out.append(case)
+                    continue
+                if case in self.left_out:
+                    continue
+                start = time.time()
+                for build in self.order(turn):
+                    self._one(build, case)
+                self.seconds[case] = time.time() - start
+                ran += 1
+                _say(f"turn {turn + 1}: {case.name}: {self.seconds[case]:.0f} s")
+            self.turns += ran == len(cases) - len(self.left_out)
+            if not ran:
+                break
+
+    def order(self, turn: int) -> Sequence[Build]:
+        """ABBA: who goes first changes with each turn."""
+        return self.builds if turn % 2 == 0 else list(reversed(self.builds))
+
+    def notes(self) -> list[str]:
+        """What was not measured, and why."""
+        notes = [f"{build}, {case.name}: not measured: {why}" for (case, build), why in self.failed.items()]
+        if self.left_out:
+            notes.append("no time was left for: " + "; ".join(case.name for case in self.left_out))
+        return notes
+
+    def _expected(self, case: Case) -> float:
+        """Seconds: what the case took before, or else the longest of its kind so far and a fifth more."""
+        alike = [s for other, s in self.seconds.items() if bool(other.rows) == bool(case.rows)]
+        return self.seconds.get(case, 1.2 * max(alike, default=0.0))
+
+    def _one(self, build: Build, case: Case) -> None:
+        if (case, build.name) in self.failed:
+            return
+        try:
+            if case.rows:
+                self._steps(build, case)
+            else:
+                run_case(build, case, self.files, self.depth, self.record, self.server_options)
+        except UserError as error:
+            self.failed[case, build.name] = str(error).splitlines()[0]
+            _say(f"{build.name}, {case.name}: {error}")
+
+    def _steps(self, build: Build, case: Case) -> None:
+        options = ["-d", str(case.context), "-ctk", case.kv, "-ctv", case.kv, *self.bench_options]
+        for step in time_steps(build.bin, self.files.target, case.rows, _STEP_REPEATS, options):
+            labels = {"rows": step.rows, "context": step.context, "kv": case.kv, "slots": 1}
+            self.record.add("step_ms", build.name, "ms", step.samples_ms, **labels)
+
+
+def _add_bandwidth(record: Record, build: Build) -> None:
+    try:
+        record.add("copy_rate", build.name, "GB/s", copy_rates(build.bin))
+    except UserError as error:
+        record.notes.append(f"no memory floor is given: {error}")
+
+
+def _add_floors(record: Record, name: str, target: Model, drafter: Model, depth: int) -> None:
+    """The floor of each step and round that was measured, under the name of the build `memory floor`."""
+    rates = next(record.select("copy_rate"), None)
+    if rates is None:
+        return
+    shape, copy_rate = find_shape(name), median(rates.values)
+    for series in [s for s in record.series if s.name in ("step_ms", "round_ms")]:
+        labels = series.labels
+        load = Load(context=int(labels["context"]), slots=int(labels["slots"]), kv=labels["kv"])
+        if series.name == "step_ms":
+            moved = target_bytes(shape, target, _with_rows(load, int(labels["rows"])))
+        elif labels["drafter"] == "none":
+            moved = target_bytes(shape, target, load)
+        else:
+            moved = round_bytes(shape, target, drafter, _with_rows(load, depth + 1))
+        if not any(True for _ in record.select(series.name, FLOOR, **labels)):
+            record.add(series.name, FLOOR, "ms", [floor_ms(moved, copy_rate)], **labels)
+
+
+def _with_rows(load: Load, rows: int) -> Load:
+    return Load(rows, load.context, load.slots, load.kv)
+
+
+def _choices(args: argparse.Namespace, depth: int) -> Choices:
+    for length in args.lengths:
+        if length != FULL and not (re.fullmatch(r"\d+(\.\d+)?", length) and float(length) >= 1):
+            raise UserError(f"--lengths: {length!r} is neither {FULL!r} nor a number from 1")
+    if bad := set(args.samplers) - {"device", "host"}:
+        raise UserError(f"--samplers: {sorted(bad)[0]!r} is neither device nor host")
+    lengths = tuple(n for n in args.lengths if n == FULL or float(n) <= depth)
+    choices = Choices(
+        depth, args.rounds, args.samples, lengths, args.rows, args.contexts, args.prefill, args.kv, args.slots,
+        args.samplers,
+    )  # fmt: skip
+    return quick(choices) if args.quick else choices
+
+
+def _conditions(
+    args: argparse.Namespace, target: Model, drafter: Model, builds: Sequence[Build], depth: int, started: float
+) -> dict[str, object]:
+    return {
+        "shape": args.shape,
+        "target": {"mix": args.mix or find_shape(args.shape).mix, "bytes": target.weights},
+        "drafter": {"mix": args.drafter_mix, "bytes": drafter.weights, "depth": depth},
+        "weights": "random",
+        "temperature": 0,
+        "server options": args.server_option,
+        "threads": args.threads or "default",
+        "builds": {build.name: conditions.build(build.bin) for build in builds},
+        "machine": machine.machine(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "command": shlex.join(["bench-dflash", *sys.argv[1:]]),
+    }
+
+
+def _say(line: str) -> None:
+    print(f"bench-dflash: {line}", file=sys.stderr, flush=True)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(word) for word in _words(text))
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)

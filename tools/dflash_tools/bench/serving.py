@@ -1,0 +1,166 @@
+"""One case on one build: start the server, ask, and add what it says to the record."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dflash_tools.bench import card
+from dflash_tools.bench.cases import FULL, Case, Probe, mean_tokens
+from dflash_tools.bench.memory import memory_parts, total
+from dflash_tools.bench.record import PHASES, Record
+from dflash_tools.bench.synth import FIRST_PLAIN
+from dflash_tools.client import Counted
+from dflash_tools.errors import UserError
+from dflash_tools.server import LlamaServer
+
+_WARM_UP = Probe(64, 24, 1)
+_START_SECONDS = 300.0
+_ANSWER_SECONDS = 900.0
+_GREEDY = {"temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+
+
+@dataclass(frozen=True)
+class Build:
+    """A folder of programs under the name it has in the record, and how its server is told to draft."""
+
+    name: str
+    bin: Path
+    switch: tuple[str, ...]
+
+    @classmethod
+    def find(cls, name: str, bin_dir: Path, depth: int) -> Build:
+        """Reads the server's help: the fork has `--dflash`, upstream `--spec-type`. Raises UserError without either."""
+        try:
+            done = subprocess.run([bin_dir / "llama-server", "--help"], capture_output=True, text=True, timeout=120)
+        except (OSError, subprocess.SubprocessError) as cause:
+            raise UserError(f"{bin_dir / 'llama-server'}: cannot be run ({cause}); build-fork makes it") from cause
+        deep = ("--spec-draft-n-max", str(depth))
+        if "\n--dflash" in done.stdout:
+            return cls(name, bin_dir, ("--dflash", *deep))
+        if "draft-dflash" in done.stdout:
+            return cls(name, bin_dir, ("--spec-type", "draft-dflash", *deep))
+        raise UserError(f"{bin_dir / 'llama-server'}: its help names neither --dflash nor draft-dflash")
+
+
+@dataclass(frozen=True)
+class Files:
+    """The models of a shape, its vocabulary, and where the servers' logs go."""
+
+    target: Path
+    drafter: Path
+    vocab: int
+    logs: Path
+
+
+def run_case(build: Build, case: Case, files: Files, depth: int, record: Record, extra: Sequence[str] = ()) -> None:
+    """Serve one case and add its samples. Raises UserError when the server does not start or dies."""
+    log = files.logs / f"{build.name}-{case.name}.log".replace(" ", "-").replace(",", "")
+    before = card.used_mib()
+    server = LlamaServer(
+        build.bin, files.target, files.drafter if case.acceptance else None,
+        switch=(*build.switch, "--spec-synth-len", f"{mean_tokens(case.acceptance, depth):g}"),
+        extra=(*_arguments(case, depth), *extra), log=log, start_seconds=_START_SECONDS, timeout=_ANSWER_SECONDS,
+    )  # fmt: skip
+    with server:
+        _ask(server, _WARM_UP, files.vocab, -1)
+        for probe in case.probes:
+            for sample in range(probe.samples):
+                if case.slots == 1:
+                    _add_request(record, build, case, probe, _ask(server, probe, files.vocab, sample))
+                else:
+                    _add_together(record, build, case, probe, server, files.vocab, sample)
+        used = card.used_mib()
+    _add_memory(record, build, case, depth, log, None if before is None or used is None else used - before)
+
+
+def _arguments(case: Case, depth: int) -> list[str]:
+    """Both builds get the same, so that what differs is the build and not its defaults."""
+    return [
+        *("-c", str(case.slots * case.cells(depth)), "-np", str(case.slots), "--no-kv-unified"),
+        *("-ngl", "99", "-fa", "on", "--fit", "off", "-ctk", case.kv, "-ctv", case.kv),
+        *(("-ctkd", case.kv, "-ctvd", case.kv) if case.acceptance else ()),
+        "--backend-sampling" if case.sampler == "device" else "--no-backend-sampling",
+        *("--cache-ram", "0", "-lv", "4"),  # 4 logs the sizes of buffers, and nothing per step
+    ]
+
+
+def _ask(server: LlamaServer, probe: Probe, vocab: int, sample: int) -> Counted:
+    """The same request for every build: same prompt, and same draws of the synthetic acceptance."""
+    seed = 1000 * probe.prompt + sample + 1
+    draw = random.Random(seed)
+    prompt = [draw.randrange(FIRST_PLAIN, vocab) for _ in range(probe.prompt)]
+    return server.counted(lambda: server.completion(prompt, n_predict=probe.out, seed=seed, **_GREEDY))
+
+
+def _labels(case: Case, probe: Probe) -> dict[str, object]:
+    return {
+        "drafter": case.drafter,
+        **({"acceptance": case.acceptance} if case.acceptance else {}),
+        "context": 0 if probe.prompt <= _WARM_UP.prompt else probe.prompt,
+        **_situation(case),
+    }
+
+
+def _situation(case: Case) -> dict[str, object]:
+    return {"kv": case.kv, "slots": case.slots, "sampler": case.sampler}
+
+
+def _add_request(record: Record, build: Build, case: Case, probe: Probe, run: Counted) -> None:
+    timings, labels = run.completion.timings, _labels(case, probe)
+    if probe.prompt > _WARM_UP.prompt and timings.prompt_ms:
+        rate = 1000 * timings.prompt_n / timings.prompt_ms
+        where = {"drafter": case.drafter, **_situation(case)}
+        record.add("prefill_rate", build.name, "tok/s", [rate], tokens=probe.prompt, **where)
+    if probe.out == 1 or not run.steps or not timings.predicted_ms:
+        return
+    if timings.predicted_n != probe.out:
+        record.notes.append(f"{build.name}, {case.name}: {timings.predicted_n} tokens came of {probe.out} asked for")
+    record.add("decode_rate", build.name, "tok/s", [1000 * run.tokens / timings.predicted_ms], **labels)
+    record.add("round_ms", build.name, "ms", [timings.predicted_ms / run.steps], **labels)
+    if case.acceptance:
+        record.add("tokens_per_round", build.name, "tokens", [run.tokens / run.steps], **labels)
+    if timings.spec and timings.spec.rounds:
+        for phase in PHASES:
+            mean = getattr(timings.spec, f"{phase}_ms") / timings.spec.rounds
+            record.add("phase_ms", build.name, "ms", [mean], phase=phase, **labels)
+
+
+def _add_together(
+    record: Record, build: Build, case: Case, probe: Probe, server: LlamaServer, vocab: int, sample: int
+) -> None:
+    """Requests in all slots at once: tokens of all of them over the time from the first start to the last end."""
+    gate = threading.Barrier(case.slots)
+
+    def one(slot: int) -> tuple[int, float, float]:
+        draw = random.Random(sample * 100 + slot)
+        prompt = [draw.randrange(FIRST_PLAIN, vocab) for _ in range(probe.prompt)]
+        gate.wait()
+        start = time.perf_counter()
+        answer = server.completion(prompt, n_predict=probe.out, seed=sample * 100 + slot + 1, **_GREEDY)
+        return answer.timings.predicted_n - 1, start + answer.timings.prompt_ms / 1000, time.perf_counter()
+
+    with ThreadPoolExecutor(case.slots) as pool:
+        done = list(pool.map(one, range(case.slots)))
+    seconds = max(end for _, _, end in done) - min(start for _, start, _ in done)
+    rate = sum(tokens for tokens, _, _ in done) / seconds
+    record.add("decode_rate", build.name, "tok/s", [rate], **_labels(case, probe))
+
+
+def _add_memory(record: Record, build: Build, case: Case, depth: int, log: Path, used: float | None) -> None:
+    labels = {"drafter": case.drafter, "size": case.slots * case.cells(depth), "kv": case.kv, "slots": case.slots}
+    if case.acceptance not in (None, FULL, "7") or case.sampler == "host":
+        return  # neither changes what is allocated
+    parts = memory_parts(log.read_text(errors="replace"))
+    for part in parts:
+        record.add("memory", build.name, "MiB", [part.mib], part=part.name, **labels)
+    if used is not None:
+        rest = max(0.0, used - total(parts, "device"))
+        record.add("memory", build.name, "MiB", [rest], part="not in the log (device)", **labels)
+        record.add("memory", build.name, "MiB", [used], part="all, by nvidia-smi (device)", **labels)
