@@ -39,8 +39,8 @@ def _parser() -> argparse.ArgumentParser:
         "drafters",
         nargs="+",
         metavar="DRAFTER",
-        help="directory with config.json and weights, a weights file in one, or a Hub id (ORG/NAME, or "
-        "ORG/NAME/FOLDER); several share one target",
+        help="directory with config.json and weights, a weights file in one, a Hub id (ORG/NAME, or "
+        "ORG/NAME/FOLDER), or a drafter's .gguf to upgrade; several share one target",
     )
     parser.add_argument(
         "--target-model-dir",
@@ -60,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WHICH",
         help="layers of the target that are read, if the file is known to be wrong: inputs or outputs (how its ids are "
         "meant), or the layers whose input is read, such as 2,18,33",
+    )
+    parser.add_argument(
+        "--sliding-window",
+        type=int,
+        metavar="N",
+        help="of an old GGUF drafter that does not say it: the window of all layers but the last",
     )
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return parser
@@ -90,6 +96,7 @@ def _convert_one(drafter: str, target: LoadedTarget, made: list[Path], args: arg
         args.outtype,
         outdir=args.outdir,
         taps=args.taps,
+        window=args.sliding_window,
         keep=made,
         progress=show,
     )

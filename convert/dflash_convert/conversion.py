@@ -69,6 +69,8 @@ def convert(
         loaded = target if isinstance(target, LoadedTarget) else LoadedTarget(target, llama_cpp)
         if is_gguf(drafter):
             return _upgrade(drafter, loaded, outfile, outtype, outdir, taps, window, keep, progress)
+        if window is not None:
+            raise UserError(f"{drafter}: --sliding-window is for drafters that are GGUF; config.json says it of others")
         checkpoint = open_checkpoint(drafter)
         description = read_drafter(checkpoint, loaded.target)
         if taps is not None:

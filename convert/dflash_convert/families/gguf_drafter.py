@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dflash_tools.errors import UserError
 
-from dflash_convert.check import check_tensors
+from dflash_convert.check import check_tensors, shape_text
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.block_attention import BlockAttention
 from dflash_convert.families.legacy_gguf import GgufDrafter, below, is_legacy, stored, translate
@@ -90,6 +90,8 @@ def _repair_windows(found: GgufDrafter, keys: Keys, window: int | None) -> None:
     """A window needs the layers that have it, and some layer to have it: llama.cpp aborts otherwise."""
     layers = keys.integer("block_count", least=1, most=MAX_LAYERS)
     stated = keys.optional_integer("attention.sliding_window")
+    if window is not None and not 1 <= window <= MAX_DIM:
+        raise UserError(f"--sliding-window is {window}; a number of positions is expected, such as 2048")
     if window is not None and window != stated:
         found.keys["attention.sliding_window"] = u32(window)
         found.keys.pop("attention.sliding_window_pattern", None)
@@ -193,12 +195,7 @@ def _shape(keys: Keys) -> Shape:
 
 def _describe(found: GgufDrafter, keys: Keys, target: Target) -> Drafter:
     shape = _shape(keys)
-    fc = found.tensors.get("fc.weight")
-    if fc is None or len(fc.shape) != 2 or fc.shape[1] % len(found.taps):
-        raise UserError(
-            f"{found.path}: fc.weight is {'missing' if fc is None else fc.shape}; a matrix whose columns are "
-            f"{len(found.taps)} tapped layers is expected"
-        )
+    width = _tap_width(found, keys, shape, target)
     family, block = "EAGLE3", None
     if found.arch == "dflash":
         block = keys.optional_integer("block_size", least=2, most=1024)
@@ -215,7 +212,7 @@ def _describe(found: GgufDrafter, keys: Keys, target: Target) -> Drafter:
         switch="--eagle3" if found.arch == "eagle3" else "--dflash",
         block_count=shape.layers,
         hidden_size=shape.hidden,
-        target_hidden_size=fc.shape[1] // len(found.taps),
+        target_hidden_size=width,
         feed_forward_size=shape.feed_forward,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
@@ -234,6 +231,19 @@ def _describe(found: GgufDrafter, keys: Keys, target: Target) -> Drafter:
         extra=found.keys,
         warnings=found.warnings,
     )
+
+
+def _tap_width(found: GgufDrafter, keys: Keys, shape: Shape, target: Target) -> int:
+    """The width of one tapped layer. Raises UserError if `fc` is not made for that many of them, or another target."""
+    width = keys.optional_integer("target_hidden_size", least=1) or target.hidden_size or shape.hidden
+    fc, n = found.tensors.get("fc.weight"), len(found.taps)
+    if fc is None or fc.shape != (shape.hidden, n * width):
+        raise UserError(
+            f"{found.path}: fc.weight is {'missing' if fc is None else shape_text(fc.shape)}; {n} tapped layers of a "
+            f"target with hidden size {width} need {shape_text((shape.hidden, n * width))}. Is {target.path} the "
+            "target this drafter was trained for?"
+        )
+    return width
 
 
 def _check_tensors(found: GgufDrafter, shape: Shape, target_hidden: int) -> None:
