@@ -23,8 +23,14 @@ _USUAL = {"context": "0", "kv": "f16", "slots": "1", "sampler": "device", "draft
 
 def cost_table(record: Record) -> str:
     """One table per quantity. `-` is what was not measured; a share is floor over median."""
+    blocks = [_copy_line(record), *(table(header, rows) for header, rows in cost_tables(record))]
+    return "\n\n".join([block for block in blocks if block] + _notes(record))
+
+
+def cost_tables(record: Record) -> list[tuple[list[str], list[list[str]]]]:
+    """Header and rows of each quantity that was measured; the first cell of the header names it."""
     builds = [b for b in record.builds() if b != FLOOR]
-    blocks = [_copy_line(record)]
+    found = []
     for name, title in _QUANTITIES.items():
         places: dict[str, dict[str, Series]] = {}
         for series in record.select(name):
@@ -32,8 +38,8 @@ def cost_table(record: Record) -> str:
         if places:
             floors = any(FLOOR in sides for sides in places.values())
             header = [title, *builds, *(["ratio"] if len(builds) > 1 else []), *(["floor", "share"] if floors else [])]
-            blocks.append(table(header, [_row(place, sides, builds, floors) for place, sides in places.items()]))
-    return "\n\n".join([block for block in blocks if block] + _notes(record))
+            found.append((header, [_row(place, sides, builds, floors) for place, sides in places.items()]))
+    return found
 
 
 def _row(place: str, sides: Mapping[str, Series], builds: list[str], floors: bool) -> list[str]:
