@@ -219,6 +219,40 @@ def test_a_confidence_head_without_markov_embedding_keeps_its_width(tmp_path: Pa
     assert any("upstream's llama.cpp does not yet" in n for n in description.notes)
 
 
+def test_copies_that_speculators_does_not_read_are_left_out(tmp_path: Path) -> None:
+    config = speculators(draft_vocab_size=VOCAB)
+    tensors = dspark_tensors(config, own=OWN) | {"verifier_norm.weight": torch.ones(64)}
+    tensors["verifier_lm_head.weight"] = tensors["lm_head.weight"].clone()
+    _, file = _written(tmp_path, make_target(tmp_path / "t"), config, tensors)
+    assert not {"token_embd.weight", "output.weight"} & file.keys()
+
+
+def test_keys_beside_the_section_do_not_change_the_transformer(tmp_path: Path) -> None:
+    config = speculators() | {"num_hidden_layers": 3, "hidden_size": 32, "model_type": "llama", "rope_theta": 1.0}
+    description, file = _written(tmp_path, make_target(tmp_path / "t"), config, dspark_tensors(speculators()))
+    assert (description.block_count, description.hidden_size) == (2, 64)
+    assert file["dflash.rope.freq_base"][1] == 1e6
+
+
+def test_what_a_section_leaves_out_is_the_default_of_its_model_type(tmp_path: Path) -> None:
+    config = speculators()
+    for key in ("rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "model_type"):
+        config["transformer_layer_config"].pop(key)
+    _, file = _written(tmp_path, make_target(tmp_path / "t"), config, dspark_tensors(config))
+    found = {k: file[f"dflash.{k}"][1] for k in ("rope.freq_base", "context_length")}
+    assert found == {"rope.freq_base": 1e4, "context_length": 32768}
+
+
+@pytest.mark.parametrize("name", ["DFlashDraftModel", "DFlashSpeculator"])
+def test_dflash_of_speculators_that_drafts_from_the_anchor_on_is_written_as_dspark(name: str, tmp_path: Path) -> None:
+    config = speculators(architectures=[name], speculators_model_type="dflash", **dict.fromkeys(HEADS))
+    config["speculators_config"]["algorithm"] = "dflash"
+    _, file = _written(tmp_path, make_target(tmp_path / "t"), config, dspark_tensors(config))
+    assert file["markov_w1.weight"][1] == [1, VOCAB]
+    assert file["markov_w2.weight"][1] == [1, DRAFT_VOCAB]
+    assert file["dflash.sample_from_anchor"][1] is True
+
+
 def test_ids_left_out_of_a_nested_config_are_the_usual_inputs(tmp_path: Path) -> None:
     config = speculators(aux_hidden_state_layer_ids=None)
     description, file = _written(tmp_path, make_target(tmp_path / "t"), config, dspark_tensors(config))

@@ -13,9 +13,10 @@ from dflash_convert.drafter import Drafter
 from dflash_convert.families.backbone import Layout, Places, read_backbone
 from dflash_convert.families.block_attention import speculators_attention, zlab_attention
 from dflash_convert.families.common import without_model_prefix
+from dflash_convert.families.dspark_heads import Heads
 from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.families.reduced_vocabulary import draft_vocab_size
-from dflash_convert.families.speculators import flat_config, input_taps, is_speculators
+from dflash_convert.families.speculators import drafter_tensors, flat_config, input_taps, is_speculators
 from dflash_convert.shape import MAX_LAYERS, with_model_defaults
 from dflash_convert.target import Target
 
@@ -33,8 +34,16 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
 def read_speculators(checkpoint: Checkpoint, target: Target) -> Drafter:
     """Read a DFlash checkpoint of speculators. Raises UserError as `read` does."""
     notes: list[str] = []
-    drafter = read_backbone(checkpoint, speculators_layout(checkpoint, target, notes), target)
+    layout = speculators_layout(checkpoint, target, notes)
+    drafter = read_backbone(checkpoint, layout, target)
     drafter.notes += notes
+    if layout.config.flag("sample_from_anchor", False):
+        # slot k predicts the token after its own position: llama.cpp's driver of DSpark reads blocks so
+        vocab, draft_vocab = drafter.vocab_size, drafter.draft_vocab_size or drafter.vocab_size
+        heads = Heads(0, None, anchor_first=True, hidden=drafter.hidden_size, vocab=vocab, draft_vocab=draft_vocab)
+        drafter.extra |= heads.keys()
+        drafter.tensors += heads.tensors({})
+        drafter.notes += heads.notes()
     return drafter
 
 
@@ -59,7 +68,7 @@ def speculators_layout(
 ) -> Layout:
     """Where speculators writes what; `non_causal` is its default of `sliding_window_non_causal` for the family.
 
-    Raises UserError for blocks whose first slot is drafted from, which only DSpark's driver in llama.cpp reads.
+    Raises UserError for blocks whose first slot drafts: only DSpark's driver in llama.cpp reads it (`dspark`).
     """
     config = with_model_defaults(flat_config(checkpoint))
     if config.flag("sample_from_anchor", False):
@@ -67,8 +76,8 @@ def speculators_layout(
             f"{config.where('sample_from_anchor')} is true: a {family} drafter that drafts from the anchor's own slot, "
             "which llama.cpp reads of DSpark drafters only"
         )
-    tensors = without_model_prefix(checkpoint)
     vocab = config.integer("vocab_size", least=1)
+    tensors = drafter_tensors(checkpoint, vocab)
     return Layout(
         family=family,
         config=config,

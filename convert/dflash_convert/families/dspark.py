@@ -2,7 +2,8 @@
 
 The backbone is DFlash's. DeepSpec keeps its keys at the top level and ships copies of the target's embeddings and head;
 what it calls DFlash is its DSpark with `markov_rank` 0, not z-lab's block. SpecForge keeps its keys in `dflash_config`,
-others of its files in `dspark_config`. speculators nests the transformer instead, and may have reduced the vocabulary.
+others of its files in `dspark_config`. speculators nests the transformer instead, and may have reduced the vocabulary;
+its DFlash with `sample_from_anchor` is read here too, as a DSpark without heads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from dflash_convert.families.dflash import output_taps
 from dflash_convert.families.dspark_heads import Heads, read_heads
 from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.families.reduced_vocabulary import draft_vocab_size
-from dflash_convert.families.speculators import TAP_IDS, flat_config, input_taps, is_speculators, kind_of
+from dflash_convert.families.speculators import (
+    TAP_IDS,
+    drafter_tensors,
+    flat_config,
+    input_taps,
+    is_speculators,
+    kind_of,
+)
 from dflash_convert.shape import MAX_LAYERS, with_model_defaults
 from dflash_convert.target import Target
 
@@ -36,11 +44,11 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     nested = is_speculators(checkpoint)
     config = with_model_defaults(flat_config(checkpoint))
     own = Places((config,) if nested else (*(config.section(s) for s in _SECTIONS), config))
-    tensors = without_model_prefix(checkpoint)
+    vocab = config.integer("vocab_size", least=1)
+    tensors = drafter_tensors(checkpoint, vocab) if nested else without_model_prefix(checkpoint)
     notes: list[str] = []
     warnings: list[str] = []
     layers = config.integer("num_hidden_layers", least=1, most=MAX_LAYERS)
-    vocab = config.integer("vocab_size", least=1)
     draft_vocab = draft_vocab_size(config, tensors, vocab)
     names_inputs = nested or config.has(TAP_IDS)
     heads = read_heads(
@@ -48,7 +56,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
         tensors,
         # a file that does not say is of before 0.9 if nested, and those had DFlash's block
         anchor_first=not names_inputs,
-        default_rank=_SPECULATORS_RANK if nested else 0,
+        default_rank=_SPECULATORS_RANK if nested and kind_of(checkpoint) != "dflash" else 0,
         hidden=config.integer("hidden_size", least=1),
         vocab=vocab,
         draft_vocab=draft_vocab,
@@ -60,7 +68,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     else:
         attention = zlab_attention(config, config.section(_SECTIONS[0]), layers, warnings)
     layout = Layout(
-        family="DSpark",
+        family="DSpark" if heads.rank or heads.confidence else "DFlash, drafting from the first slot on",
         config=config,
         own=own,
         tensors=tensors,
@@ -105,6 +113,15 @@ def _recognises(checkpoint: Checkpoint) -> bool:
     return any(n.startswith(_HEADS) for n in tensor_names(checkpoint))
 
 
+def _anchor_first_dflash(checkpoint: Checkpoint) -> bool:
+    return (
+        is_speculators(checkpoint)
+        and kind_of(checkpoint) in ("dflash", "")
+        and checkpoint.config.flag("sample_from_anchor", False)
+        and not any(n.startswith("candidate_selector.") for n in tensor_names(checkpoint))
+    )
+
+
 FAMILY = Family(
     name="DSpark",
     known="DSpark (DeepSpec: Qwen3DSparkModel; SpecForge and speculators: DSparkDraftModel; Lfm2, Ling)",
@@ -112,4 +129,11 @@ FAMILY = Family(
     recognises=_recognises,
     read=read,
     by_name=ARCHITECTURES,
+)
+ANCHOR_FIRST_DFLASH = Family(
+    name="DFlash of speculators, anchor-first",
+    known="DFlash (speculators, sample_from_anchor)",
+    architectures=frozenset({"DFlashDraftModel", "DFlashSpeculator"}),
+    recognises=_anchor_first_dflash,
+    read=read,
 )

@@ -11,9 +11,11 @@ from __future__ import annotations
 from dflash_tools.errors import UserError
 
 from dflash_convert.checkpoint import Checkpoint
+from dflash_convert.families.common import without_model_prefix
 from dflash_convert.jsonfile import Config
 from dflash_convert.shape import MODEL_TYPE_DEFAULTS
 from dflash_convert.target import Target
+from dflash_convert.tensors import LazyTensor
 
 SECTION = "transformer_layer_config"
 KIND = "speculators_model_type"
@@ -68,6 +70,20 @@ def flat_config(checkpoint: Checkpoint) -> Config:
     inherited = {k: v for k, v in section.values.items() if k not in _DRAFTER_KEYS}
     own = {k: v for k, v in top.values.items() if k not in inherited and k not in (SECTION, *_transformer_keys())}
     return Config(top.path, {**inherited, **own, "model_type": model_type})
+
+
+def drafter_tensors(checkpoint: Checkpoint, vocab: int) -> dict[str, LazyTensor]:
+    """The tensors of a drafter of the DFlash line, without those that speculators takes from the target at load.
+
+    Some uploads hold them all the same: what the loss was computed with, the embeddings, and a head over the target's
+    `vocab` tokens. Whatever such a file holds, speculators and vLLM run the target's.
+    """
+    tensors = without_model_prefix(checkpoint)
+    targets = {"embed_tokens.weight", "verifier_norm.weight", "verifier_lm_head.weight"}
+    head = tensors.get("lm_head.weight")
+    if head is not None and head.shape[:1] == (vocab,):
+        targets.add("lm_head.weight")
+    return {name: tensor for name, tensor in tensors.items() if name not in targets}
 
 
 def input_taps(config: Config, target: Target, notes: list[str], key: str = TAP_IDS) -> tuple[int, ...]:
