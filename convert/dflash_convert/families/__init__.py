@@ -21,7 +21,6 @@ FAMILIES: tuple[Family, ...] = (
     dflash2.FAMILY,
     muse.FAMILY,
     dspark.FAMILY,
-    dspark.ANCHOR_FIRST_DFLASH,
     dflash.SPECULATORS,
     dflash.FAMILY,
 )

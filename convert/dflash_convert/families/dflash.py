@@ -66,16 +66,8 @@ def zlab_layout(checkpoint: Checkpoint, warnings: list[str], family: str = "DFla
 def speculators_layout(
     checkpoint: Checkpoint, target: Target, notes: list[str], family: str = "DFlash", *, non_causal: bool = False
 ) -> Layout:
-    """Where speculators writes what; `non_causal` is its default of `sliding_window_non_causal` for the family.
-
-    Raises UserError for blocks whose first slot drafts: only DSpark's driver in llama.cpp reads it (`dspark`).
-    """
+    """Where speculators writes what; `non_causal` is its default of `sliding_window_non_causal` for the family."""
     config = with_model_defaults(flat_config(checkpoint))
-    if config.flag("sample_from_anchor", False):
-        raise UserError(
-            f"{config.where('sample_from_anchor')} is true: a {family} drafter that drafts from the anchor's own slot, "
-            "which llama.cpp reads of DSpark drafters only"
-        )
     vocab = config.integer("vocab_size", least=1)
     tensors = drafter_tensors(checkpoint, vocab)
     return Layout(

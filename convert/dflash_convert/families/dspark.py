@@ -2,8 +2,7 @@
 
 The backbone is DFlash's. DeepSpec keeps its keys at the top level and ships copies of the target's embeddings and head;
 what it calls DFlash is its DSpark with `markov_rank` 0, not z-lab's block. SpecForge keeps its keys in `dflash_config`,
-others of its files in `dspark_config`. speculators nests the transformer instead, and may have reduced the vocabulary;
-its DFlash with `sample_from_anchor` is read here too, as a DSpark without heads.
+others of its files in `dspark_config`. speculators nests the transformer instead, and may have reduced the vocabulary.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
         tensors,
         # a file that does not say is of before 0.9 if nested, and those had DFlash's block
         anchor_first=not names_inputs,
-        default_rank=_SPECULATORS_RANK if nested and kind_of(checkpoint) != "dflash" else 0,
+        default_rank=_SPECULATORS_RANK if nested else 0,
         hidden=config.integer("hidden_size", least=1),
         vocab=vocab,
         draft_vocab=draft_vocab,
@@ -68,7 +67,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     else:
         attention = zlab_attention(config, config.section(_SECTIONS[0]), layers, warnings)
     layout = Layout(
-        family="DSpark" if heads.rank or heads.confidence else "DFlash, drafting from the first slot on",
+        family="DSpark",
         config=config,
         own=own,
         tensors=tensors,
@@ -113,15 +112,6 @@ def _recognises(checkpoint: Checkpoint) -> bool:
     return any(n.startswith(_HEADS) for n in tensor_names(checkpoint))
 
 
-def _anchor_first_dflash(checkpoint: Checkpoint) -> bool:
-    return (
-        is_speculators(checkpoint)
-        and kind_of(checkpoint) in ("dflash", "")
-        and checkpoint.config.flag("sample_from_anchor", False)
-        and not any(n.startswith("candidate_selector.") for n in tensor_names(checkpoint))
-    )
-
-
 FAMILY = Family(
     name="DSpark",
     known="DSpark (DeepSpec: Qwen3DSparkModel; SpecForge and speculators: DSparkDraftModel; Lfm2, Ling)",
@@ -129,11 +119,4 @@ FAMILY = Family(
     recognises=_recognises,
     read=read,
     by_name=ARCHITECTURES,
-)
-ANCHOR_FIRST_DFLASH = Family(
-    name="DFlash of speculators, anchor-first",
-    known="DFlash (speculators, sample_from_anchor)",
-    architectures=frozenset({"DFlashDraftModel", "DFlashSpeculator"}),
-    recognises=_anchor_first_dflash,
-    read=read,
 )
