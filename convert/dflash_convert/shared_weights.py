@@ -11,9 +11,11 @@ from collections.abc import Mapping
 import numpy as np
 from dflash_tools.errors import UserError
 
+from dflash_convert.check import shape_text
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.common import weight
+from dflash_convert.mask_row import MaskRow
 from dflash_convert.target import Target
 from dflash_convert.tensors import FLOAT_TYPES, LazyTensor, as_float32
 
@@ -21,15 +23,22 @@ _CHUNK = 4 << 20  # elements compared at a time
 
 
 def choose_embedding_and_head(
-    checkpoint: Checkpoint, drafter: Drafter, tensors: Mapping[str, LazyTensor], target: Target
+    checkpoint: Checkpoint,
+    drafter: Drafter,
+    tensors: Mapping[str, LazyTensor],
+    target: Target,
+    mask: MaskRow | None = None,
 ) -> list[OutTensor]:
     """`token_embd` and `output` to write: none, both, or the head alone. Says in `drafter.notes` what was dropped.
 
     Copies are compared with the target's weights where those are at hand unquantised; otherwise they are kept, which is
-    right in any case and only makes the file larger. Raises UserError for embeddings without a head that are not known
-    to be the target's.
+    right in any case and only makes the file larger. With a row of its own for the mask token the drafter needs both.
+    Raises UserError for embeddings without a head that are not known to be the target's, and for a mask's row without
+    a table to put it into.
     """
     embedding, head = tensors.get("embed_tokens.weight"), tensors.get("lm_head.weight")
+    if mask is not None:
+        return _with_mask_row(drafter, mask, embedding, head, target)
     same_embedding = embedding is not None and _same(embedding, target.embedding())
     same_head = head is not None and _same(head, target.head())
     if same_embedding and same_head:
@@ -57,6 +66,28 @@ def choose_embedding_and_head(
     if found:
         drafter.notes.append("the drafter brings " + " and ".join(t.name for t in found) + " of its own: kept")
     return found
+
+
+def _with_mask_row(
+    drafter: Drafter, mask: MaskRow, embedding: LazyTensor | None, head: LazyTensor | None, target: Target
+) -> list[OutTensor]:
+    """The table with the mask's row, and the head apart from it."""
+    table = target.embedding() if embedding is None else embedding
+    head = target.head() if head is None else head
+    rows = (drafter.vocab_size, drafter.hidden_size)
+    if table is None or head is None or drafter.mask_token_id is None or table.shape != rows:
+        found = "has none here unquantised" if table is None or head is None else f"has {shape_text(table.shape)}"
+        raise UserError(
+            f"{mask.row.file}: the drafter's row for the mask token goes into a copy of the target's embeddings "
+            f"{shape_text(rows)}, and the file needs the target's head as well; {target.path} {found}. Give the "
+            "target's HF directory with its weights, or its GGUF in F16, BF16 or F32."
+        )
+    drafter.notes.append(
+        "the drafter brings its own row for the mask token: copies of the target's embeddings, with that row, and of "
+        "its head are written"
+    )
+    table = mask.in_table(table, drafter.mask_token_id)
+    return [weight(table, "token_embd.weight"), weight(head, "output.weight")]
 
 
 def _same(tensor: LazyTensor, other: LazyTensor | None) -> bool:

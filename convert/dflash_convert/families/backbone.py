@@ -21,6 +21,7 @@ from dflash_convert.families.common import layer_tensors, refuse_keys, weight
 from dflash_convert.families.reduced_vocabulary import reduced_shapes, target_ids
 from dflash_convert.gguf_file import Metadata, f32, i32_array, text, u32
 from dflash_convert.jsonfile import Config
+from dflash_convert.mask_row import read_mask_row, settle_mask_token
 from dflash_convert.rope import Rope, read_rope, sections_for_mrope
 from dflash_convert.shape import LAYER_NAMES, Shape, default_theta, layer_shapes, read_shape
 from dflash_convert.shared_weights import choose_embedding_and_head
@@ -32,6 +33,9 @@ _NAMES = {**LAYER_NAMES, **_BIASES}
 _ROTATED = tuple(f"self_attn.{n}{end}" for n in "qk" for end in ("_proj.weight", "_proj.bias", "_norm.weight"))
 _SINKS = ("self_attn.sinks", "self_attn.attention_sink_bias")
 _ACTIVATIONS = {"silu": None, "swish": None, "gelu": "gelu", "gelu_pytorch_tanh": "gelu_pytorch_tanh"}
+# of these the first dimension may be the vocabulary
+_BY_TOKEN = {"embed_tokens.weight", "lm_head.weight", "t2d", "candidate_selector.predecessor_codebook",
+             "markov_head.markov_w1.weight"}  # fmt: skip
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -133,7 +137,11 @@ def read_backbone(checkpoint: Checkpoint, layout: Layout, target: Target) -> Dra
         drafter.extra["target_hidden_size"] = u32(target_hidden)
     if layout.draft_vocab is not None and layout.draft_vocab < shape.vocab:
         drafter.tensors.append(OutTensor("d2t", target_ids(tensors["d2t"], layout.draft_vocab, shape.vocab)))
-    drafter.tensors += choose_embedding_and_head(checkpoint, drafter, tensors, target)
+    mask = read_mask_row(checkpoint.directory, shape.hidden)
+    by_token = {n for n, t in tensors.items() if t.shape and t.shape[0] == shape.vocab} & _BY_TOKEN
+    place = own.of("mask_token_id").where("mask_token_id")
+    settle_mask_token(drafter, mask, place, target, own_vocabulary=bool(by_token))
+    drafter.tensors += choose_embedding_and_head(checkpoint, drafter, tensors, target, mask)
     return drafter
 
 

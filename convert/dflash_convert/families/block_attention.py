@@ -16,6 +16,7 @@ from dflash_convert.gguf_file import Metadata, flag, flag_array, u32
 from dflash_convert.jsonfile import Config
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+BOUNDLESS = 1 << 20  # wider than any context, and small enough for llama.cpp to multiply by the number of slots
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,14 @@ class BlockAttention:
     def keys(self) -> Metadata:
         """GGUF keys without the architecture's prefix."""
         keys: Metadata = {}
+        sliding, window = self.sliding, self.window
+        if self.mixed and not window:
+            # the fork has a mask for the sliding layers and one for the others: a window that hides nothing parts them
+            sliding, window = self.causal, BOUNDLESS
         # a window that no layer has is not written: llama.cpp aborts on it when it makes the cache
-        if self.window and any(self.sliding):
-            keys["attention.sliding_window"] = u32(self.window)
-            keys["attention.sliding_window_pattern"] = flag_array(list(self.sliding))
+        if window and any(sliding):
+            keys["attention.sliding_window"] = u32(window)
+            keys["attention.sliding_window_pattern"] = flag_array(list(sliding))
         if self.mixed:
             keys["attention.causal_pattern"] = flag_array(list(self.causal))
         elif self.stated or self.causal[0]:
@@ -73,8 +78,7 @@ def zlab_attention(config: Config, nested: Config, layers: int, warnings: list[s
         window = None
         if any(sliding):
             warnings.append(
-                f"{config.where('layer_types')} has sliding layers but no window is in use; they are written as full "
-                "ones"
+                f"{config.where('layer_types')} has sliding layers but no window is in use; they see the whole context"
             )
     stated = next((c.flag(k, False) for c, k in ((config, "is_causal"), (nested, "causal")) if c.has(k)), None)
     unstated = [False] * layers if use_swa else slide

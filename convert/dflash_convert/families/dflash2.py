@@ -47,6 +47,11 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
         layout = replace(layout, own=replace(layout.own, configs=(layout.config,)))
     else:
         layout = zlab_layout(checkpoint, said, "DFlash2")
+    if layout.config.flag("sample_from_anchor", False):
+        raise UserError(
+            f"{layout.config.where('sample_from_anchor')} is true: llama.cpp's selector of DFlash2 does not draft from "
+            "the anchor's own slot"
+        )
     shape = read_shape(layout.config)
     if layout.draft_vocab is not None and layout.draft_vocab != shape.vocab:
         raise UserError(
