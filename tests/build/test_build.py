@@ -244,6 +244,27 @@ def test_edits_stop_a_build_of_the_patches_and_are_built_with_work_tree(series):
     assert subprocess.run([plan.bin / "llama-cli"], capture_output=True, check=True).stdout == b"version: again\n"
 
 
+def test_upstream_is_built_without_patches_beside_the_fork(broken):
+    ws = broken(FAKE_PROGRAM.replace("stand-in", "patched"))
+    fork, lines = build(ws, CPU), []
+    upstream = build(ws, dataclasses.replace(CPU, upstream=True), say=lines.append)
+    for link, said in ((ws.bin, b"version: patched\n"), (ws.upstream_bin, b"version: stand-in\n")):
+        assert subprocess.run([link / "llama-server"], capture_output=True, check=True).stdout == said
+    assert ws.bin.resolve() == fork.bin.resolve() and ws.upstream_bin.resolve() == upstream.bin.resolve()
+    assert "not checked: drafting, because upstream has no --dflash" in lines
+    commit(ws, "kv : change the programs again", {"src/program.cpp": FAKE_PROGRAM + "// four\n"})
+    export(ws)
+    assert make_plan(ws, dataclasses.replace(CPU, upstream=True)).folder == upstream.folder, (
+        "patches do not matter to it"
+    )
+
+
+@pytest.mark.parametrize("other", ["tests", "work_tree"])
+def test_upstream_goes_with_nothing_that_is_about_patches(series, other):
+    with pytest.raises(UserError, match=f"--{other.replace('_', '-')} is about the patches"):
+        make_plan(series, dataclasses.replace(CPU, upstream=True, **{other: True}))
+
+
 def test_patch_that_does_not_apply_stops_before_anything_is_made(series):
     path = series.patches / "switch" / "0001-name-the-tenth-line.patch"
     path.write_bytes(path.read_bytes().replace(b"line_9 ", b"line_99 "))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -20,7 +21,7 @@ from dflash_tools.errors import UserError, join_words
 from dflash_tools.fork import toolchain
 from dflash_tools.fork.plan import PROGRAMS, Options, Plan, make_plan
 from dflash_tools.fork.selftest import Check, self_test
-from dflash_tools.fork.source import fetch_source
+from dflash_tools.fork.source import fetch_source, pinned_tree
 from dflash_tools.fork.workspace import Say, Workspace, find_workspace, quiet
 from dflash_tools.fork.worktree import checkout, unsaved_work
 
@@ -42,6 +43,7 @@ def build(
 ) -> Plan:
     """Make the build that `options` describe, unless it is there, and point `.fork/bin` to it.
 
+    For a build without patches that is `.fork/upstream-bin`.
     Raises UserError when something is missing, does not compile, or does not pass the self-test. What was compiled
     stays, so that the next call goes on from there.
     """
@@ -53,13 +55,15 @@ def build(
         done = _stamp(plan) if not options.work_tree else None
         if done and set(plan.targets) <= set(done["targets"]) and _programs_there(plan):
             skipped = [c for c in done["checks"] if c["skipped"]]
-            if skipped and (checks := self_test(ws, plan.bin, plan.backend, say, only_if_more_than=skipped)):
+            again = partial(self_test, ws, plan.bin, plan.backend, say, upstream=options.upstream)
+            if skipped and (checks := again(only_if_more_than=skipped)):
                 _write_stamp(plan, checks)
             say(f"{ws.show(plan.folder)} is up to date: same commit, patches, options and compiler; nothing to do")
-            _note_unsaved_work(ws, say)
+            if not options.upstream:
+                _note_unsaved_work(ws, say)
         else:
             _make(ws, plan, options, source, url, say)
-    _link(ws, plan)
+    _link(ws, ws.upstream_bin if options.upstream else ws.bin, plan)
     return plan
 
 
@@ -68,7 +72,9 @@ def _make(ws: Workspace, plan: Plan, options: Options, source: Path | None, url:
         say(reason)
     toolchain.check_disk(ws.made, plan.disk)
     fetch_source(ws, source, url, say)
-    if options.work_tree:
+    if options.upstream:
+        say(f"building {ws.show(pinned_tree(ws, say))}, llama.cpp without the patches")
+    elif options.work_tree:
         if not ws.tree.is_dir():
             checkout(ws, say=say)
         say(f"building {ws.show(ws.tree)} as it is, not patches/")
@@ -89,7 +95,7 @@ def _make(ws: Workspace, plan: Plan, options: Options, source: Path | None, url:
     missing = [name for name in plan.targets if not (plan.bin / name).is_file()]
     if missing:
         raise UserError(f"{plan.bin}: the build ended well but made no {join_words(missing)}; log: {plan.folder / LOG}")
-    _write_stamp(plan, self_test(ws, plan.bin, plan.backend, say) or [])
+    _write_stamp(plan, self_test(ws, plan.bin, plan.backend, say, upstream=options.upstream) or [])
 
 
 def _environment(ws: Workspace, plan: Plan) -> dict[str, str]:
@@ -206,12 +212,12 @@ def _note_unsaved_work(ws: Workspace, say: Say) -> None:
         say(f"note: {ws.show(ws.tree)} has {'; '.join(work)}, which is not in patches/ nor in this build")
 
 
-def _link(ws: Workspace, plan: Plan) -> None:
+def _link(ws: Workspace, link: Path, plan: Plan) -> None:
     target = os.path.relpath(plan.bin, ws.made)
-    if ws.bin.is_symlink() and ws.bin.readlink() == Path(target):
+    if link.is_symlink() and link.readlink() == Path(target):
         return
-    if ws.bin.exists() and not ws.bin.is_symlink():
-        raise UserError(f"{ws.show(ws.bin)} is in the way: it should be a link to {target}. Move it away.")
+    if link.exists() and not link.is_symlink():
+        raise UserError(f"{ws.show(link)} is in the way: it should be a link to {target}. Move it away.")
     with ws.scratch() as scratch:
         (scratch / "bin").symlink_to(target)
-        (scratch / "bin").replace(ws.bin)
+        (scratch / "bin").replace(link)

@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     building.add_argument(
         "--work-tree", action="store_true", help="build .fork/llama.cpp as it is, with edits that are not in patches/"
     )
+    building.add_argument(
+        "--upstream", action="store_true", help="build the pinned llama.cpp without patches, to measure against"
+    )
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="Get the pinned llama.cpp, apply the patches, build it, and prove that it runs.",
@@ -129,7 +132,7 @@ def _validate(ws: Workspace, args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace, tests: bool) -> Options:
-    return Options(args.backend, args.cuda_arch, args.jobs, args.ui, tests, args.work_tree, args.extra)
+    return Options(args.backend, args.cuda_arch, args.jobs, args.ui, tests, args.work_tree, args.upstream, args.extra)
 
 
 def _build(ws: Workspace, args: argparse.Namespace) -> None:
@@ -138,6 +141,9 @@ def _build(ws: Workspace, args: argparse.Namespace) -> None:
         _show_plan(ws, make_plan(ws, options))
         return
     build(ws, options, args.source, args.source_url, say)
+    if options.upstream:
+        say(f"upstream's programs, without the patches, are in {ws.show(ws.upstream_bin)}")
+        return
     programs = ws.show(bin_dir(ws))
     say(f"the programs are in {programs}")
     say(f"start the server: {programs}/llama-server -m TARGET.gguf -md DRAFTER.gguf --dflash --port 8080")
@@ -149,7 +155,9 @@ def _build(ws: Workspace, args: argparse.Namespace) -> None:
 def _show_plan(ws: Workspace, plan: Plan) -> None:
     for reason in plan.reasons:
         say(reason)
-    say(f"source: {ws.show(ws.tree)}, patches on llama.cpp {ws.pin.commit}")
+    source = Path(plan.configure[plan.configure.index("-S") + 1])
+    what = "as it is" if source == ws.pinned else "with the patches"
+    say(f"source: {ws.show(source)}, llama.cpp {ws.pin.commit} {what}")
     print(shlex.join(plan.configure))
     print(shlex.join(plan.compile), flush=True)
     if plan.problems:

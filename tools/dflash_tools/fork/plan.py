@@ -39,6 +39,7 @@ class Options:
     ui: bool = False
     tests: bool = False
     work_tree: bool = False
+    upstream: bool = False  # the pinned source without patches
     extra: tuple[str, ...] = ()
 
 
@@ -67,6 +68,11 @@ def make_plan(ws: Workspace, options: Options) -> Plan:
     What stops it is in `problems`, so that a dry run can show the lines all the same. Raises UserError only for options
     that make no sense on any machine.
     """
+    if options.upstream and (options.tests or options.work_tree):
+        raise UserError(
+            "--upstream builds the pinned source without patches, to measure against: "
+            f"{'--tests' if options.tests else '--work-tree'} is about the patches. Leave one of the two out."
+        )
     found = _Findings()
     backend, archs = _choose_backend(options, found)
     cmake = (
@@ -77,7 +83,7 @@ def make_plan(ws: Workspace, options: Options) -> Plan:
     generator = found.of(toolchain.find_generator) or "Ninja"
     patches = _patches_hash(ws)
     inputs: dict[str, object] = {"commit": ws.pin.commit, "compiler": compiler.name if compiler else ""}
-    if not options.work_tree:
+    if not (options.work_tree or options.upstream):
         inputs["patches"] = patches
     defines = {
         "CMAKE_BUILD_TYPE": "Release",
@@ -85,7 +91,7 @@ def make_plan(ws: Workspace, options: Options) -> Plan:
         "LLAMA_BUILD_TESTS": "ON",
         "LLAMA_BUILD_UI": "ON" if options.ui else "OFF",
         "LLAMA_USE_PREBUILT_UI": "OFF",  # it would be downloaded
-        "LLAMA_BUILD_COMMIT": f"{ws.pin.commit[:9]}-{'work' if options.work_tree else patches[:7]}",
+        "LLAMA_BUILD_COMMIT": ws.pin.commit[:9] + _commit_suffix(options, patches),
         "GGML_METAL": "ON" if backend == "metal" else "OFF",
     }
     arguments: list[str] = []
@@ -111,13 +117,13 @@ def make_plan(ws: Workspace, options: Options) -> Plan:
     arguments = ["-G", generator, *(f"-D{k}={v}" for k, v in defines.items()), *arguments, *options.extra]
     inputs["arguments"] = arguments
     name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
-    folder = ws.made / (f"build-work-{name}" if options.work_tree else f"build-{name}")
+    folder = ws.made / f"build-{'work-' if options.work_tree else 'upstream-' if options.upstream else ''}{name}"
     jobs = options.jobs or toolchain.default_jobs()
     targets = (*TARGETS, *ctest_programs(ws)) if options.tests else TARGETS
     return Plan(
         folder=folder,
         backend=backend,
-        configure=[cmake, "-S", str(ws.tree), "-B", str(folder), *arguments],
+        configure=[cmake, "-S", str(ws.pinned if options.upstream else ws.tree), "-B", str(folder), *arguments],
         compile=[cmake, "--build", str(folder), "--parallel", str(jobs), "--target", *targets],
         targets=targets,
         inputs=inputs,
@@ -230,6 +236,11 @@ def _need_program(name: str, wanted_by: str) -> None:
         raise UserError(
             f"{wanted_by} needs {name}, which is not on the PATH. Install it, or build without {wanted_by}."
         )
+
+
+def _commit_suffix(options: Options, patches: str) -> str:
+    """What `--version` adds to the pinned commit, so that a build says what it was made of."""
+    return "" if options.upstream else "-work" if options.work_tree else f"-{patches[:7]}"
 
 
 def _patches_hash(ws: Workspace) -> str:

@@ -12,6 +12,7 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import dflash_convert
@@ -53,22 +54,26 @@ def self_test(
     backend: str,
     say: Say = quiet,
     only_if_more_than: Sequence[Mapping[str, object]] | None = None,
+    upstream: bool = False,
 ) -> list[Check] | None:
     """Check the programs in `bin_dir` and return what was checked; each is told as it is done.
 
+    A build of `upstream` is without patches: nothing is asked of it that they add.
     With `only_if_more_than` (checks skipped earlier) nothing is run, and None returned, unless one of them is possible
     now. Raises UserError naming the program and what it did when a check fails.
     """
     no_start = _why_no_start(bin_dir, backend)
+    ops = SMOKE_OPS if upstream else operators(ws)
     reasons = {
         "start": no_start,
         "operators": no_start or _why_no_operators(bin_dir, backend),
-        "tiny pair": no_start or _why_no_pair(ws),
+        "tiny pair": no_start or ("drafting, because upstream has no --dflash" if upstream else _why_no_pair(ws)),
     }
     if only_if_more_than is not None and all(reasons[str(c["name"])] for c in only_if_more_than):
         return None
     checks: list[Check] = []
-    for name, check in {"start": _check_start, "operators": _check_operators, "tiny pair": _check_pair}.items():
+    made = {"start": _check_start, "operators": partial(_check_operators, ops), "tiny pair": _check_pair}
+    for name, check in made.items():
         reason = reasons[name]
         checks.append(Check(name, f"not checked: {reason}", True) if reason else check(ws, bin_dir, backend))
         say(checks[-1].said)
@@ -139,8 +144,8 @@ def operators(ws: Workspace) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#")) or SMOKE_OPS
 
 
-def _check_operators(ws: Workspace, bin_dir: Path, backend: str) -> Check:
-    device, ops = devices(bin_dir)[0], ",".join(operators(ws))
+def _check_operators(names: Sequence[str], _ws: Workspace, bin_dir: Path, backend: str) -> Check:
+    device, ops = devices(bin_dir)[0], ",".join(names)
     status, text = _run([bin_dir / "test-backend-ops", "test", "-b", device, "-o", ops], 900)
     passed = re.findall(r"^\s*(\d+)/(\d+) tests passed", text, re.MULTILINE)
     if status or not passed or not int(passed[0][1]):

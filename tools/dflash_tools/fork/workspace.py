@@ -65,6 +65,11 @@ class Workspace:
         """Symbolic link to the programs of the last build that passed its self-test."""
         return self.made / "bin"
 
+    @property
+    def upstream_bin(self) -> Path:
+        """The same of the last build without patches, to measure the fork against."""
+        return self.made / "upstream-bin"
+
     @contextlib.contextmanager
     def lock(self, name: str, say: Say = quiet) -> Iterator[None]:
         """Hold `.fork/<name>.lock`, so that two runs in one checkout follow each other instead of colliding."""
