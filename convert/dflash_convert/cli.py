@@ -15,6 +15,7 @@ from dflash_convert.conversion import LoadedTarget, convert
 from dflash_convert.drafter import Drafter
 from dflash_convert.families import KNOWN
 from dflash_convert.hub import find_drafter, find_target
+from dflash_convert.quantiser import QUANTISED
 from dflash_convert.quantize import OUTTYPES
 
 PROG = "convert-dflash"
@@ -52,7 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--outfile", type=Path, metavar="FILE", help="default: <drafter>-<OUTTYPE>.gguf, here")
     parser.add_argument("--outdir", type=Path, metavar="DIR", help="where files with their default names go")
-    parser.add_argument("--outtype", choices=list(OUTTYPES), help="type of the matrices; default: that of the weights")
+    parser.add_argument(
+        "--outtype",
+        choices=[*OUTTYPES, *QUANTISED],
+        type=str.lower,
+        metavar="TYPE",
+        help=f"type of the matrices: {', '.join(OUTTYPES)} (default: that of the weights), or by the built fork's "
+        f"quantiser {', '.join(QUANTISED)}",
+    )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of drafters given as Hub ids")
     parser.add_argument("--target-revision", metavar="REV", help="the same of the target")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from dflash_tools.errors import UserError
@@ -13,6 +14,7 @@ from dflash_convert.checkpoint import Checkpoint, open_checkpoint
 from dflash_convert.drafter import Drafter
 from dflash_convert.families import read_drafter
 from dflash_convert.gguf_file import Metadata
+from dflash_convert.quantiser import QUANTISED, plain_type, write_quantised
 from dflash_convert.taps import override_taps, parse_taps
 from dflash_convert.target import Target, read_target
 from dflash_convert.tokenizer import tokenizer_keys
@@ -81,7 +83,12 @@ def convert(
         outfile = outfile or (outdir or Path()) / f"{_name(drafter, checkpoint)}-{outtype.upper()}.gguf"
         _refuse_overwriting(outfile, (*checkpoint.files, checkpoint.config.path, loaded.target.path), keep)
         keys = loaded.tokenizer(llama_rules=description.arch == "eagle3")
-        size = write_drafter(description, checkpoint.directory, keys, outtype, outfile, progress)
+        write = partial(write_drafter, description, checkpoint.directory, keys, progress=progress)
+        if outtype in QUANTISED:
+            size, types = write_quantised(write, plain_type(checkpoint), outtype, outfile)
+            description.notes.append(types)
+        else:
+            size = write(outtype, outfile)
     except OSError as e:  # a folder that may not be read, a name that is too long, ...
         raise UserError(f"{e.filename or drafter}: {e.strerror or e}") from e
     return description, outfile, size

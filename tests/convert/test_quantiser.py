@@ -1,0 +1,80 @@
+"""`--outtype q4_k_m` and its like where there is no build, or its quantiser fails. What comes out of a real one is
+tested in tests/server/test_quantised_drafters.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dflash_convert.quantiser
+import pytest
+from checkpoints import dflash_config, dflash_tensors, make_target, save
+from dflash_convert.checkpoint import open_checkpoint
+from dflash_convert.cli import convert, main
+from dflash_convert.quantiser import plain_type
+from dflash_tools.errors import UserError
+from dflash_tools.fork.workspace import Workspace
+
+
+@pytest.fixture
+def drafter(tmp_path: Path) -> Path:
+    return save(tmp_path / "d", dflash_config(), dflash_tensors(dflash_config()))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return make_target(tmp_path / "t")
+
+
+def program(folder: Path, script: str) -> Path:
+    """A quantiser that does `script`."""
+    folder.mkdir()
+    path = folder / "llama-quantize"
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return folder
+
+
+def test_without_a_build_it_says_what_to_do(
+    drafter: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    monkeypatch.setattr("dflash_tools.fork.build.find_workspace", lambda: workspace)
+    with pytest.raises(UserError, match=r"run build-fork first\. Without a build: --outtype q8_0"):
+        convert(drafter, target, tmp_path / "o.gguf", "q4_k_m")
+    assert not list(tmp_path.glob("*o.gguf*")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo so far; echo no room left >&2; exit 3", r"exit status 3\); its last lines:\n  no room left"),
+        ("exit 0", "exit status 0"),  # no file
+        ("kill -9 $$", "exit status -9"),
+        ('for last; do file=$before; before=$last; done; echo rubbish > "$file"', "not a GGUF file"),
+    ],
+)
+def test_a_quantiser_that_fails_leaves_nothing(
+    script: str, said: str, drafter: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = program(tmp_path / "bin", script)
+    monkeypatch.setattr(dflash_convert.quantiser, "bin_dir", lambda: folder)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "o.gguf").write_bytes(b"before")
+    with pytest.raises(UserError, match=said):
+        convert(drafter, target, out / "o.gguf", "q4_k_m")
+    assert [p.name for p in out.iterdir()] == ["o.gguf"] and (out / "o.gguf").read_bytes() == b"before"
+
+
+def test_it_quantises_from_the_type_that_loses_nothing(tmp_path: Path) -> None:
+    import torch
+
+    for dtype, kind in ((torch.bfloat16, "bf16"), (torch.float16, "f16"), (torch.float32, "f32")):
+        path = save(tmp_path / kind, dflash_config(), dflash_tensors(dflash_config()), dtype)
+        assert plain_type(open_checkpoint(path)) == kind
+
+
+def test_unknown_types_are_wrong_usage(drafter: Path, target: Path) -> None:
+    with pytest.raises(SystemExit) as e:
+        main([str(drafter), "--target", str(target), "--outtype", "iq1_s"])
+    assert e.value.code == 2
