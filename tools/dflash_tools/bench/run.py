@@ -39,15 +39,23 @@ class Measured:
     left_out: dict[str, str] = field(default_factory=dict)
     stopped: str = ""
 
+    def sort(self, sides: Sequence[Side], requests: Sequence[Request]) -> None:
+        """Replies in the order of sides and requests, whoever was asked first."""
+        order = [(side.name, request.setting, request.prompt) for side in sides for request in requests]
+        self.replies = {place: self.replies[place] for place in order if place in self.replies}
+
 
 def run_study(study: Study, progress: Callable[[int], Progress] = Progress) -> Record:
     """Measure. Raises UserError when nothing could be measured; a study that breaks off later says so in its notes."""
     sources = Sources(study.work / "packages", study.long_tokens)
-    prompts = {name: suite(name, study.prompts, sources) for name in study.suites}
+    found = [suite(name, study.prompts, sources) for name in study.suites]
+    prompts = {some[0].suite: some for some in found}
     sides = sides_of(study)
     started = time.time()
+    requests = _requests(study, prompts)
     with Watch() as watch:
-        measured = _Run(study, sides, _requests(study, prompts), progress).measure()
+        measured = _Run(study, sides, requests, progress).measure()
+    measured.sort(sides, requests)
     record = Record("run", _conditions(study, sides, prompts, measured, watch, started))
     for (name, setting, prompt), replies in measured.replies.items():
         _add(record, name, {"suite": prompt.suite, "prompt": prompt.id, **setting.labels()}, replies)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
-DRAWS = 4000
+DRAWS = 2000
 _SEED = 20260101
 
 
@@ -45,9 +45,12 @@ class Passes:
         return cls(np.array([v[:count] for v in amount], float), np.array([v[:count] for v in cost], float))
 
     def rates(self, prompts: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Rate of each pass: all prompts together, so that long answers count as much as they last."""
-        cost = self.cost[prompts].sum(axis=0)
-        return np.divide(self.amount[prompts].sum(axis=0), cost, out=np.zeros_like(cost), where=cost > 0)
+        """Rate of each pass: all prompts together, so that long answers count as much as they last.
+
+        With `prompts` `[draws, n]`, the rates of each draw: `[draws, passes]`.
+        """
+        amount, cost = self.amount[prompts].sum(axis=-2), self.cost[prompts].sum(axis=-2)
+        return np.divide(amount, cost, out=np.zeros_like(cost), where=cost > 0)
 
     @property
     def rate(self) -> float:
@@ -90,30 +93,28 @@ def ratio_of_medians(before: Sequence[float], after: Sequence[float]) -> Interva
     return _interval(median(two) / middle, found)
 
 
-def ratio_of_passes(before: Passes, after: Passes) -> Interval:
-    """Rate of `after` as a multiple of that of `before`: the median over passes of each pass's own ratio.
+def ratio_of_passes(before: Passes, after: Passes, *, together: bool = True) -> Interval:
+    """Rate of `after` as a multiple of that of `before`: the ratio of their medians over the passes.
 
-    Pass i of both sides ran interleaved, so what slowed one slowed the other. Prompts and passes are resampled, the
-    same ones on both sides: the interval covers the choice of prompts and the noise of the machine.
+    Prompts and passes are resampled, so the interval covers the choice of prompts and the noise of the machine. Both
+    sides have the same prompts in every draw, and, when they ran `together` (interleaved), the same passes: what slowed
+    one then slowed the other. Raises ValueError for sides that have not the same prompts, or a `before` without work.
     """
-    passes = min(before.cost.shape[1], after.cost.shape[1])
-    if before.cost.shape[0] != after.cost.shape[0] or not passes:
+    passes = [side.cost.shape[1] for side in (before, after)]
+    if together:
+        passes = [min(passes)] * 2
+    if before.cost.shape[0] != after.cost.shape[0] or not min(passes):
         raise ValueError(f"not the same prompts: {before.cost.shape} and {after.cost.shape}")
+    if not before.rate:
+        raise ValueError("ratio to a rate of 0")
     random = np.random.default_rng(_SEED)
-    draws = np.empty(DRAWS)
-    for i in range(DRAWS):
-        prompts = random.integers(len(before.cost), size=len(before.cost))
-        chosen = random.integers(passes, size=passes)
-        draws[i] = _pass_ratio(before, after, prompts, chosen)
-    everything = np.arange(len(before.cost))
-    return _interval(_pass_ratio(before, after, everything, np.arange(passes)), draws[np.isfinite(draws)])
-
-
-def _pass_ratio(before: Passes, after: Passes, prompts: np.ndarray, passes: np.ndarray) -> float:
-    below = before.rates(prompts)[passes]
-    above = after.rates(prompts)[passes]
-    ratios = above[below > 0] / below[below > 0]
-    return float(np.median(ratios)) if len(ratios) else float("nan")
+    prompts = random.integers(len(before.cost), size=(DRAWS, len(before.cost)))
+    chosen = [random.integers(count, size=(DRAWS, count)) for count in passes]
+    below, above = (
+        np.median(np.take_along_axis(side.rates(prompts), which, axis=1), axis=1)
+        for side, which in zip((before, after), (chosen[0], chosen[0] if together else chosen[1]), strict=True)
+    )
+    return _interval(after.rate / before.rate, above[below > 0] / below[below > 0])
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:

@@ -114,7 +114,9 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path}: cannot be read ({cause.strerror})") from cause
     except (ValueError, RecursionError) as cause:
         raise UserError(f"{path}: is no TOML: {cause}") from cause
-    return _table(Study, found, str(path), path.parent)
+    study = _table(Study, found, str(path), path.parent)
+    # A suite is a name, or a file, which is meant relative to the study like every other.
+    return replace(study, suites=tuple(str(path.parent / s) if s.endswith(".json") else s for s in study.suites))
 
 
 def checked(study: Study) -> Study:
