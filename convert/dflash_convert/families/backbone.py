@@ -200,9 +200,10 @@ def _check_fc(
             "trained for?"
         )
     own = [n for n in ("embed_tokens.weight", "lm_head.weight") if n in tensors]
-    if width != hidden and len(own) < 2:
+    shared = target.hidden_size or width
+    if shared != hidden and len(own) < 2:
         raise UserError(
-            f"{checkpoint.config.where('hidden_size')} is {hidden}, the target {target.path} has {width}: the drafter "
+            f"{checkpoint.config.where('hidden_size')} is {hidden}, the target {target.path} has {shared}: the drafter "
             "can use neither the target's embeddings nor its head, and brings "
             f"{'no ' + join_words(['embed_tokens.weight', 'lm_head.weight'], 'and') if not own else 'only ' + own[0]} "
             "of its own. Is the target the one it was trained for?"
