@@ -94,7 +94,9 @@ class Record:
         """Append the samples of one quantity. Samples of the same name, build, unit and labels are joined."""
         texts = {key: str(value) for key, value in labels.items()}
         numbers = tuple(float(value) for value in values)
-        place = self._places.setdefault((name, build, unit, *sorted(texts.items())), len(self.series))
+        if len(self._places) != len(self.series):
+            self._places = {_place(s.name, s.build, s.unit, s.labels): i for i, s in enumerate(self.series)}
+        place = self._places.setdefault(_place(name, build, unit, texts), len(self.series))
         if place == len(self.series):
             self.series.append(Series(name, build, unit, numbers, texts))
         else:
@@ -111,6 +113,10 @@ class Record:
     def builds(self) -> list[str]:
         """Names of the measured sides, in the order they first appear."""
         return list(dict.fromkeys(series.build for series in self.series))
+
+
+def _place(name: str, build: str, unit: str, labels: Mapping[str, str]) -> tuple:
+    return name, build, unit, *sorted(labels.items())
 
 
 def write(record: Record, path: Path) -> None:
