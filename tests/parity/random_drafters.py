@@ -175,7 +175,7 @@ def dflash_weights(config: Mapping[str, Any], seed: int, n_taps: int) -> dict[st
 def write_eagle3(
     folder: Path, target: Path, seed: int, *, own_embeddings: bool, full_vocabulary: bool, **changes: Any
 ) -> Path:
-    """A one-layer Llama-style checkpoint; `changes` go into its config."""
+    """A one-layer Llama-style checkpoint; `changes` go into its config, which decides the weights."""
     config = base_config(target) | {
         "architectures": ["LlamaForCausalLMEagle3"],
         "model_type": "llama",
@@ -186,13 +186,16 @@ def write_eagle3(
     draw, hidden, vocabulary = Draw(seed), config["hidden_size"], config["vocab_size"]
     small = vocabulary if full_vocabulary else vocabulary // 4
     config["draft_vocab_size"] = small
+    width = 3 * (config.get("target_hidden_size") or hidden)
     weights = {
-        "fc.weight": draw.matrix(hidden, 3 * hidden),
+        "fc.weight": draw.matrix(hidden, width),
         "norm.weight": draw.norm(hidden),
         "lm_head.weight": draw.matrix(small, hidden),
         "midlayer.hidden_norm.weight": draw.norm(hidden),
         **draw.block("midlayer.", config, 2 * hidden),
     }
+    if (config.get("eagle_config") or config).get("norm_before_fc"):
+        weights["input_norm.weight"] = draw.norm(width)
     if own_embeddings:
         weights["embed_tokens.weight"] = draw.matrix(vocabulary, hidden)
     if not full_vocabulary:

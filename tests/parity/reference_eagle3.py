@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reference_math import Tensor, attend, load_checkpoint, of_layer, rms, rope, rope_theta, swiglu
+from reference_math import Tensor, attend, load_checkpoint, of_layer, rms, rope_frequencies, rotate, swiglu
 
 
 @dataclass
 class Eagle3:
-    """A one-layer Llama-style checkpoint (`midlayer.*` or `layers.0.*`), with or without own embeddings."""
+    """A one-layer Llama-style checkpoint (`midlayer.*` or `layers.0.*`), with or without own embeddings.
+
+    Knows the flat layouts and speculators' nested one, whose ids are inputs and whose trainer norms the residual.
+    """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
@@ -31,6 +34,9 @@ class Eagle3:
     @classmethod
     def load(cls, directory: Path) -> Eagle3:
         config, weights = load_checkpoint(directory)
+        if "transformer_layer_config" in config:
+            config = {"norm_before_residual": True, **config["transformer_layer_config"], **config}
+        config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
         return cls(config, {name.replace("midlayer.", "layers.0."): w for name, w in weights.items()})
 
     def taps_of(self, target_layers: int) -> list[int]:
@@ -47,7 +53,7 @@ class Eagle3:
 
     def context(self, features: Tensor) -> Tensor:
         """features [n, 3 * Ht], tapped layers side by side -> g [n, H]."""
-        if self.config.get("norm_before_fc"):
+        if self.config.get("norm_before_fc") or (self.config.get("eagle_config") or {}).get("norm_before_fc"):
             features = rms(features, self.weights["input_norm.weight"], self.config["rms_norm_eps"])
         return features @ self.weights["fc.weight"].T
 
@@ -60,25 +66,34 @@ class Eagle3:
         w = self.weights
         embeddings, own_head = w.get("embed_tokens.weight", embeddings), w.get("lm_head.weight", head)
         ids = torch.arange(len(own_head)) + w.get("d2t", torch.zeros(len(own_head), dtype=torch.long))
-        tokens, features, logits = list(tokens[1:]), g, []
+        residual, q, k, v = self.projected(embeddings[torch.tensor(tokens[1:])], g, 0)
+        logits = []
         for _ in range(count):
-            p = self.last_state(embeddings[torch.tensor(tokens)], features)
+            p = self.state(residual[-1:], q[-1:], k, v)
             row = torch.full((len(embeddings),), -torch.inf)
             row[ids] = (rms(p, w["norm.weight"], self.config["rms_norm_eps"]) @ own_head.T)[0]
             logits.append(row)
-            tokens, features = [*tokens, int(row.argmax())], torch.cat([features, p])
+            residual, q, *new = self.projected(embeddings[row.argmax()][None], p, len(k))
+            k, v = torch.cat([k, new[0]]), torch.cat([v, new[1]])
         return torch.stack(logits)
 
-    def last_state(self, e: Tensor, g: Tensor) -> Tensor:
-        """Pairs of embeddings and features, both [m, H] -> state p [1, H] of the last pair, which sees all of them."""
-        config, eps, theta = self.config, self.config["rms_norm_eps"], rope_theta(self.config)
-        w = of_layer(self.weights, "layers.0.")
-        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        at = torch.arange(len(g))
+    def projected(self, e: Tensor, g: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pairs of embeddings and features, both [m, H], the first at position `first`.
+
+        Returns what the residual starts from [m, H], and q, k (rotated) and v [m, heads, head_dim].
+        """
+        config, eps = self.config, self.config["rms_norm_eps"]
+        w, turn = of_layer(self.weights, "layers.0."), rope_frequencies(config)
         hidden = rms(g, w["hidden_norm.weight"], eps)
         u = torch.cat([rms(e, w["input_layernorm.weight"], eps), hidden], -1)
-        q, k, v = ((u @ w[f"self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, head_dim)) for name in "qkv")
-        everything = torch.ones(1, len(g), dtype=torch.bool)
-        a = attend(rope(q[-1:], at[-1:], theta), rope(k, at, theta), v, everything)
-        h = (hidden if config.get("norm_before_residual") else g)[-1:] + a @ w["self_attn.o_proj.weight"].T
-        return h + swiglu(rms(h, w["post_attention_layernorm.weight"], eps), w, "mlp.")
+        q, k, v = ((u @ w[f"self_attn.{n}_proj.weight"].T).unflatten(-1, (-1, config["head_dim"])) for n in "qkv")
+        at = torch.arange(first, first + len(g))
+        residual = hidden if config.get("norm_before_residual") else g
+        return residual, rotate(q, at, *turn), rotate(k, at, *turn), v
+
+    def state(self, residual: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """State p [1, H] of the last pair, whose residual and q are given and which sees all pairs."""
+        w = of_layer(self.weights, "layers.0.")
+        a = attend(q, k, v, torch.ones(1, len(k), dtype=torch.bool))
+        h = residual + a @ w["self_attn.o_proj.weight"].T
+        return h + swiglu(rms(h, w["post_attention_layernorm.weight"], self.config["rms_norm_eps"]), w, "mlp.")

@@ -5,14 +5,13 @@ Written after what those files hold (names, keys and their types), not with thos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from checkpoints import Tensors
 from gguf import GGMLQuantizationType as T
 
 _LAYER = {
@@ -36,17 +35,19 @@ def write_old(
     path: Path,
     arch: str,
     config: dict[str, Any],
-    tensors: Tensors,
+    tensors: Mapping[str, torch.Tensor],
     *,
     names: dict[str, str],
     keys: dict[str, Any],
     drop: tuple[str, ...] = (),
     matrices: T = T.BF16,
+    dtype: torch.dtype = torch.bfloat16,
     tokenizer: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
     """A drafter of `config` (z-lab's) under an engine's `names`, with its further `keys` (below the architecture).
 
-    `drop` leaves out keys. Python floats are written as f32, lists of bool as bool, other integers as u32 or i32 lists.
+    `dtype` is that of the checkpoint; `drop` leaves out keys. Python floats are written as f32, lists of bool as
+    bool, other integers as u32 or i32 lists.
     """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_string("general.name", "An Old Drafter")
@@ -68,7 +69,7 @@ def write_old(
     tokenizer(writer)
     for name, tensor in tensors.items():
         new = old_name(name, names)
-        data = tensor.to(torch.bfloat16).float().numpy() if tensor.is_floating_point() else tensor.numpy()
+        data = tensor.to(dtype).float().numpy() if tensor.is_floating_point() else tensor.numpy()
         kind = T.F32 if data.ndim == 1 else matrices
         if kind is T.F32:
             writer.add_tensor(new, data)
