@@ -98,7 +98,7 @@ def name_from_tokenizer_json(path: Path) -> str:
             f"{path.parent}: the tokenizer is not one that llama.cpp knows by name, and there is no tokenizer.json "
             "to read its pre-tokenizer from. Save the tokenizer in the fast format (tokenizer.save_pretrained) there."
         ) from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: not readable as JSON: {e}") from e
     found = read_pretokenizer(data)
     name = KNOWN.get((found.regexes, found.ignore_merges)) if found else None
@@ -148,7 +148,7 @@ def _split_regex(step: Mapping[str, Any]) -> str | None:
     regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
     # "Isolated" keeps matches and the text between them; "Removed" with invert keeps just the matches, which is the
     # same for expressions that match everywhere, as all of the table do when they stand alone.
-    kept = (step.get("behavior"), bool(step.get("invert"))) in {("Isolated", False), ("Removed", True)}
+    kept = (step.get("behavior"), bool(step.get("invert"))) in (("Isolated", False), ("Removed", True))
     return regex if kept and isinstance(regex, str) else None
 
 

@@ -66,6 +66,9 @@ def lazy_tensor(path: Path, name: Any, value: Any) -> LazyTensor:
     if dtype is None or value.layout is not torch.strided or value.device.type != "cpu":
         raise UserError(f"{path}: {name}: {value.dtype} ({value.layout}) is no type this converter reads")
 
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        # flattening would make memory of it
+        raise UserError(f"{path}: {name}: {tuple(value.shape)} shows the same numbers several times; that is not read")
     flat = value.detach().reshape(-1)  # parameters are saved too
 
     def read_flat(start: int, stop: int) -> np.ndarray:
