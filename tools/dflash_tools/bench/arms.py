@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dflash_tools.bench.prompts import Prompt
-from dflash_tools.client import Completion, Counted, LlamaClient, SpecTimings
+from dflash_tools.client import Completion, Counted, LlamaClient, RefusedError, SpecTimings
+from dflash_tools.errors import UserError
 
 CHAT, RAW = "chat", "raw"
 THINKING = {"on": True, "off": False, "default": None}
+
+
+# Statuses that speak of the request and not of the server: too long for the context, not understood.
+REFUSALS = (400, 413, 422)
+
+
+class PromptRefusedError(UserError):
+    """A side will not answer this prompt, but may answer others."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +135,10 @@ class LlamaArm:
                     clock.tick()
                 return pieces.completion()
 
-        if not self.drafts:
-            return self._reply(Counted(stream(), 0), clock)
-        return self._reply(self.client.counted(stream), clock)
+        try:
+            return self._reply(self.client.counted(stream) if self.drafts else Counted(stream(), 0), clock)
+        except RefusedError as cause:
+            raise (PromptRefusedError(str(cause)) if cause.status in REFUSALS else cause) from cause
 
     def _reply(self, counted: Counted, clock: Clock) -> Reply:
         timings = counted.completion.timings

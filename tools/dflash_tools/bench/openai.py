@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dflash_tools.bench.arms import RAW, Clock, Reply, Request
+from dflash_tools.bench.arms import RAW, REFUSALS, Clock, PromptRefusedError, Reply, Request
 from dflash_tools.client import Completion, Counted, SpecCounters, Timings
 from dflash_tools.errors import UserError
 
@@ -156,7 +156,8 @@ class OpenAIArm:
     def _checked(self, path: str, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
         if response.status != http.client.OK:
             said = response.read(_ERROR_SHOWN).decode(errors="replace")
-            raise UserError(f"server {self.name}: {path} was refused with status {response.status}: {said}")
+            kind = PromptRefusedError if response.status in REFUSALS else UserError
+            raise kind(f"server {self.name}: {path} was refused with status {response.status}: {said}")
         return response
 
     def _lost(self, path: str, cause: Exception) -> UserError:

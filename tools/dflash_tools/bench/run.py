@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dflash_tools import conditions
-from dflash_tools.bench.arms import CHAT, Arm, LlamaArm, Reply, Request, Setting, rotated
+from dflash_tools.bench.arms import CHAT, Arm, LlamaArm, PromptRefusedError, Reply, Request, Setting, rotated
 from dflash_tools.bench.equality import compare_answers
 from dflash_tools.bench.machine import machine, model_file
 from dflash_tools.bench.progress import Progress
@@ -22,7 +22,6 @@ from dflash_tools.bench.sides import Side, sides_of
 from dflash_tools.bench.stats import scatter
 from dflash_tools.bench.study import Study
 from dflash_tools.bench.watch import Watch
-from dflash_tools.client import RefusedError
 from dflash_tools.errors import UserError
 from dflash_tools.fork.build import bin_dir as fork_bin_dir
 
@@ -124,8 +123,14 @@ class _Run:
         arm = stack.enter_context(side.open())
         if isinstance(arm, LlamaArm) and side.name not in self.measured.models:
             self.measured.models[side.name] = arm.client.model()
-        for _ in range(self.study.warmup):
-            arm.ask(self.requests[0])
+        warm = 0
+        for request in self.requests:
+            while warm < self.study.warmup:
+                try:
+                    arm.ask(request)
+                except PromptRefusedError:
+                    break
+                warm += 1
         return arm
 
     def _ask(self, arm: Arm, request: Request, turn: int) -> None:
@@ -136,7 +141,7 @@ class _Run:
             seed = request.seed if request.setting.greedy else request.seed + turn
             try:
                 reply = arm.ask(replace(request, seed=seed))
-            except RefusedError as cause:
+            except PromptRefusedError as cause:
                 # A prompt that one side refuses (too long for its context) tells nothing about any of them.
                 self.measured.left_out[key] = f"{arm.name}: {cause}"
                 for place in [p for p in self.measured.replies if p[2].key == key]:
