@@ -54,6 +54,9 @@ def run_study(study: Study, progress: Callable[[int], Progress] = Progress) -> R
     requests = _requests(study, prompts)
     with Watch() as watch:
         measured = _Run(study, sides, requests, progress).measure()
+    if not measured.replies:
+        refused = "; ".join(f"{what}: {why}" for what, why in measured.left_out.items())
+        raise UserError(f"no prompt was answered by every side: {refused[:500]}")
     measured.sort(sides, requests)
     record = Record("run", _conditions(study, sides, prompts, measured, watch, started))
     for (name, setting, prompt), replies in measured.replies.items():
