@@ -276,7 +276,7 @@ CASES: dict[str, Case] = {
         differs={"rope_freqs.weight": "upstream drops llama3 scaling of a DFlash drafter: every draft is wrong"},
     ),
     "gelu": Case(config={"hidden_act": "gelu_pytorch_tanh"},
-                 differs={"dflash.hidden_act": "upstream writes none and llama.cpp would run silu"}),
+                 differs={"dflash.hidden_activation": "upstream writes none and llama.cpp would run silu"}),
 }  # fmt: skip
 
 

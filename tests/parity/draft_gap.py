@@ -74,12 +74,12 @@ class Gap:
             f"{self.distinct / self.blocks:.1f} distinct tokens per block, {self.confidence:.2g} of a confidence"
         )
 
-    def check(self) -> None:
+    def check(self, logit: float = LOGIT_TOLERANCE) -> None:
         """Fail, with every block that differs, unless all is equal within the tolerances."""
-        report = f"{self}; allowed {TOLERANCE} and {LOGIT_TOLERANCE}\n" + "\n".join(self.differences)
+        report = f"{self}; allowed {TOLERANCE} and {logit}\n" + "\n".join(self.differences)
         assert self.probability <= TOLERANCE, report
-        assert self.confidence <= TOLERANCE, report
-        assert self.logit <= LOGIT_TOLERANCE, report
+        assert self.confidence <= logit, report
+        assert self.logit <= logit, report
         assert self.same_top == self.slots, report
         assert self.same_draft == self.blocks, report
 

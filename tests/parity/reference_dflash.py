@@ -114,7 +114,7 @@ class DFlash:
             h, finish = self.convolve(rms(x, w["input_layernorm.weight"], eps), w, "attention_conv.")
             x = x + finish(self.attention(layer, w, ctx, h, query_at, key_at))
             h, finish = self.convolve(rms(x, w["post_attention_layernorm.weight"], eps), w, "mlp_conv.")
-            x = x + finish(swiglu(h, w, "mlp."))
+            x = x + finish(swiglu(h, w, "mlp.", self.config.get("hidden_act", "silu")))
         return rms(x, self.weights["norm.weight"], eps)
 
     def embed(self, anchor: int, embeddings: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config
+from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 Tensor = torch.Tensor
@@ -97,7 +98,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, sinks: Tensor | Non
     return torch.einsum("hqk,khd->qhd", weight, v).flatten(1)
 
 
-def swiglu(x: Tensor, weights: Mapping[str, Tensor], prefix: str) -> Tensor:
-    """Down(silu(gate x) * up x) with the weights `{prefix}gate_proj.weight` and so on."""
+def swiglu(x: Tensor, weights: Mapping[str, Tensor], prefix: str, activation: str = "silu") -> Tensor:
+    """Down(silu(gate x) * up x) with the weights `{prefix}gate_proj.weight` and so on, or with another activation."""
     gate, up, down = (weights[f"{prefix}{name}_proj.weight"] for name in ("gate", "up", "down"))
-    return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    return (ACT2FN[activation](x @ gate.T) * (x @ up.T)) @ down.T

@@ -250,7 +250,7 @@ def _scale_keys(config: Config, own: Places) -> Metadata:
         known = join_words(list(_ACTIVATIONS))
         raise UserError(f"{config.where('hidden_act')} is {activation!r}; llama.cpp's DFlash has {known}")
     if (name := _ACTIVATIONS[activation]) is not None:
-        keys["hidden_act"] = text(name)
+        keys["hidden_activation"] = text(name)
     return keys
 
 
