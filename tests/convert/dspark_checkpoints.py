@@ -61,6 +61,57 @@ def speculators(**overrides: Any) -> dict[str, Any]:
     return {k: v for k, v in outer.items() if v is not None} | {"transformer_layer_config": inner}
 
 
+def gemma4(**overrides: Any) -> dict[str, Any]:
+    """DeepSpec's over Gemma 4: a copy of the target's text config with the drafter's keys. None takes a key away."""
+    config = {
+        "architectures": ["Gemma4DSparkModel"],
+        "model_type": "gemma4_text",
+        "hidden_size": HIDDEN,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_global_key_value_heads": 1,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 64,
+        "layer_types": ["full_attention"] * 2,
+        "attention_k_eq_v": True,
+        "attention_bias": False,
+        "enable_moe_block": False,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        "vocab_size": VOCAB,
+        "tie_word_embeddings": False,
+        "block_size": 7,
+        "target_layer_ids": TAPS,
+        "mask_token_id": MASK,
+        **HEADS,
+        **overrides,
+    }
+    return {k: v for k, v in config.items() if v is not None}
+
+
+def gemma4_tensors(config: dict[str, Any], seed: int = 0, own: tuple[str, ...] = OWN) -> Tensors:
+    """Keys serve as values; four norms and a scalar a layer."""
+    sizes = {"head_dim": 32, "num_key_value_heads": 1}
+    found = dspark_tensors({**config, **sizes}, seed, own)
+    for i in range(config["num_hidden_layers"]):
+        del found[f"layers.{i}.self_attn.v_proj.weight"]
+        gen = torch.Generator().manual_seed(seed + i)
+        for name in ("pre", "post"):
+            found[f"layers.{i}.{name}_feedforward_layernorm.weight"] = torch.randn(HIDDEN, generator=gen)
+        found[f"layers.{i}.layer_scalar"] = torch.rand(1, generator=gen)
+    return found
+
+
 def places(config: dict[str, Any]) -> dict[str, Any]:
     """All keys of a config in one dictionary, whatever section they stand in."""
     found = dict(config)

@@ -22,6 +22,8 @@ from dspark_checkpoints import (
     TAPS,
     deepspec,
     dspark_tensors,
+    gemma4,
+    gemma4_tensors,
     specforge,
     speculators,
 )
@@ -38,6 +40,11 @@ ZEROS = {
 }
 PATTERN = {"dflash.attention.causal_pattern": "sliding layers are causal; upstream has one flag for all layers"}
 NO_MARKOV = {"markov_rank": 0, "markov_head_type": None, "enable_confidence_head": False}
+
+
+def raw_gemma4(**overrides: Any) -> Config:
+    """Without the model type, by which transformers 5.23 would rearrange the keys that upstream's converter reads."""
+    return gemma4(model_type=None, **overrides)
 
 
 @dataclass
@@ -94,6 +101,27 @@ CASES: dict[str, Case] = {
             "tokenizer.ggml.mask_token_id": "likewise; without it llama.cpp aborts at the first draft",
         },
     ),
+    "gemma4": Case(raw_gemma4(), OWN),
+    "gemma4, as published": Case(gemma4(), OWN, fails="KeyError: 'global_head_dim'"),
+    "gemma4, q8_0": Case(raw_gemma4(markov_rank=64), OWN, outtype="q8_0"),
+    "gemma4, own head": Case(raw_gemma4(), ("lm_head",)),
+    "gemma4, tied": Case(raw_gemma4(tie_word_embeddings=True), ("embed_tokens",)),
+    "gemma4, no confidence head": Case(raw_gemma4(enable_confidence_head=False), OWN),
+    "gemma4, no Markov head": Case(raw_gemma4(**NO_MARKOV), OWN, differs=ZEROS),
+    "gemma4, default rope": Case(raw_gemma4(rope_parameters={"rope_type": "default", "rope_theta": 1e4}), OWN),
+    "gemma4, rope unsaid": Case(raw_gemma4(rope_parameters=None), OWN),
+    "gemma4 of ModelOpt, windows": Case(
+        raw_gemma4(
+            target_layer_ids=None, mask_token_id=None, markov_rank=None, markov_head_type=None,
+            dflash_config={"target_layer_ids": TAPS, "mask_token_id": MASK, "use_swa": True, "swa_window_size": 64,
+                           "markov_rank": RANK, "markov_head_type": "vanilla"},
+        ),
+        OWN,
+        edit=lambda t: {n.replace("confidence_head.proj", "confidence_proj"): x for n, x in t.items()},
+    ),
+    "gemma4, logits capped": Case(
+        raw_gemma4(**NO_MARKOV, final_logit_softcapping=30.0), OWN, fails="logit softcapping is not supported"
+    ),
     "speculators": Case(speculators()),
     "speculators, older name": Case(speculators(architectures=["DSparkSpeculator"])),
     "speculators, bonus anchor": Case(speculators(sample_from_anchor=False)),
@@ -143,7 +171,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> dict[str
         if key not in targets:
             targets[key] = make_target(root / f"target{len(targets)}", **case.target)
         directory = root / f"{i}" / "Some-Drafter-0.1B"
-        save(directory, case.config, case.edit(dspark_tensors(case.config, i, case.own)))
+        make = gemma4_tensors if case.config["architectures"] == ["Gemma4DSparkModel"] else dspark_tensors
+        save(directory, case.config, case.edit(make(case.config, i, case.own)))
         found[name] = Pair(directory, targets[key], root / f"ours-{i}.gguf", root / f"theirs-{i}.gguf", None)
         jobs.append(["qwen2", str(directory), "--target-model-dir", str(targets[key]),
                      "--outfile", str(found[name].theirs), "--outtype", case.outtype])  # fmt: skip
@@ -166,6 +195,7 @@ def test_file_equals_that_of_upstreams_converter(name: str, pairs: dict[str, Pai
 def test_oracle_runs_all_producers() -> None:
     assert {n for c in CASES.values() for n in c.config["architectures"]} >= {
         "Qwen3DSparkModel", "DSparkDraftModel", "DSparkSpeculator", "Lfm2DSparkDraftModel", "LingDSparkModel",
+        "Gemma4DSparkModel",
     }  # fmt: skip
 
 
@@ -272,6 +302,7 @@ def test_biases_of_the_attention_are_written(tmp_path: Path) -> None:
 
 
 SCALED = "would differ"
+
 REFUSALS: dict[str, tuple[Config, Callable[[Tensors], Tensors], tuple[str, ...]]] = {
     "gated head": (deepspec(markov_head_type="gated"), lambda t: t, ("markov_head_type is 'gated'", "vanilla")),
     "rnn head, nested": (
@@ -339,14 +370,50 @@ REFUSALS: dict[str, tuple[Config, Callable[[Tensors], Tensors], tuple[str, ...]]
 }  # fmt: skip
 
 
+GEMMA4_REFUSALS: dict[str, tuple[Config, tuple[str, ...]]] = {
+    "values of their own": (gemma4(attention_k_eq_v=False), ("attention_k_eq_v is not true", "keys' projection")),
+    "sliding layers": (gemma4(layer_types=["sliding_attention", "full_attention"]), ("full attention only",)),
+    "experts": (gemma4(enable_moe_block=True), ("enable_moe_block is set", "experts")),
+    "biases": (gemma4(attention_bias=True), ("attention_bias is set",)),
+    "embeddings per layer": (gemma4(hidden_size_per_layer_input=256), ("hidden_size_per_layer_input is set",)),
+    "another activation": (gemma4(hidden_activation="silu"), ("hidden_activation is not gelu_pytorch_tanh",)),
+    "head size missing": (gemma4(global_head_dim=None), ("global_head_dim is missing",)),
+    "key heads that do not divide": (gemma4(num_global_key_value_heads=3), ("is 3, which does not divide 4",)),
+    "reduced vocabulary": (gemma4(draft_vocab_size=100), ("draft_vocab_size is 100",)),
+    "yarn": (
+        gemma4(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}), ("'yarn'", "proportional"),
+    ),
+    "share of a dimension": (
+        gemma4(rope_parameters={"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.1}),
+        ("partial_rotary_factor is 0.1", "32 dimensions"),
+    ),
+    "logits capped before the bias": (gemma4(final_logit_softcapping=30.0), ("is 30", SCALED)),
+    "gated head": (gemma4(markov_head_type="gated"), ("vanilla",)),
+    "larger layers": (gemma4(intermediate_size=128), ("mlp.up_proj.weight is (96, 64), the config calls for (128, ",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GEMMA4_REFUSALS)
+def test_gemma4_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    config, parts = GEMMA4_REFUSALS[name]
+    _refused(tmp_path, config, gemma4_tensors(gemma4()), parts)
+
+
+def test_proportional_rope_is_refused_for_targets_with_several_axes(tmp_path: Path) -> None:
+    _refused(tmp_path, gemma4(), gemma4_tensors(gemma4()), ("M-RoPE", "proportional"), **QWEN35)
+
+
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     config, edit, parts = REFUSALS[name]
     base = speculators() if "transformer_layer_config" in config else deepspec()
-    drafter = save(tmp_path / "drafter", config, edit(dspark_tensors(base)))
-    target = make_target(tmp_path / "target")
+    _refused(tmp_path, config, edit(dspark_tensors(base)), parts)
+
+
+def _refused(tmp_path: Path, config: Config, tensors: Tensors, parts: tuple[str, ...], **target: Any) -> None:
+    drafter = save(tmp_path / "drafter", config, tensors)
     with pytest.raises(UserError) as e:
-        convert(drafter, target, tmp_path / "out.gguf")
+        convert(drafter, make_target(tmp_path / "target", **target), tmp_path / "out.gguf")
     for part in parts:
         assert part in str(e.value), f"{part!r} not in: {e.value}"
     assert not list(tmp_path.glob("*out.gguf*"))

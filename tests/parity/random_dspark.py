@@ -17,7 +17,7 @@ HEADS = {
     "confidence_head_with_markov": True,
 }
 _TRANSFORMER = {"num_hidden_layers", "num_key_value_heads", "layer_types", "sliding_window", "use_sliding_window",
-                "rope_scaling", "rope_theta", "attention_bias"}  # fmt: skip
+                "rope_scaling", "rope_theta", "attention_bias", "hidden_act"}  # fmt: skip
 Weights = dict[str, torch.Tensor]
 
 
@@ -60,6 +60,37 @@ def write_dspark_speculators(
     config |= changes
     config = {k: v for k, v in config.items() if v is not None}
     return write_checkpoint(folder, config, _weights(inner | config, seed, len(taps)))
+
+
+def write_gemma4(
+    folder: Path, target: Path, seed: int, taps: list[int], mask: int, own: Weights | None = None, **changes: Any
+) -> Path:
+    """DeepSpec's over Gemma 4's layers, whatever the target: wider heads than Qwen3's, one of them for keys."""
+    config = base_config(target) | HEADS | {"architectures": ["Gemma4DSparkModel"], "model_type": "gemma4_text"}
+    config |= {"num_hidden_layers": 2, "block_size": 7, "num_anchors": 512, "target_layer_ids": taps}
+    config |= {"mask_token_id": mask, "attention_k_eq_v": True, "hidden_activation": "gelu_pytorch_tanh"}
+    config |= {"global_head_dim": 64, "num_global_key_value_heads": 1, "layer_types": ["full_attention"] * 2}
+    config["rope_parameters"] = {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    config |= changes
+    sizes = {"head_dim": config["global_head_dim"], "num_key_value_heads": config["num_global_key_value_heads"]}
+    found = _weights(config | sizes, seed, len(taps)) | (own or {})
+    draw = Draw(seed + 2)
+    for i in range(config["num_hidden_layers"]):
+        del found[f"layers.{i}.self_attn.v_proj.weight"]
+        for name in ("q", "k"):
+            # nothing divides the scores here, so that norms around 2 would leave one key each
+            found[f"layers.{i}.self_attn.{name}_norm.weight"] /= 4
+        for name in ("pre", "post"):
+            found[f"layers.{i}.{name}_feedforward_layernorm.weight"] = draw.norm(config["hidden_size"])
+        found[f"layers.{i}.layer_scalar"] = draw.norm(1, 0.7)
+    # embeddings are multiplied by sqrt(hidden size): the sublayers must not drown in them
+    for i in range(config["num_hidden_layers"]):
+        found[f"layers.{i}.post_attention_layernorm.weight"] *= 8
+        found[f"layers.{i}.post_feedforward_layernorm.weight"] *= 8
+    return write_checkpoint(folder, config, found)
 
 
 def _qwen3(target: Path) -> dict[str, Any]:

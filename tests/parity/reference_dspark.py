@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from reference_dflash import DFlash
-from reference_math import Tensor
+from reference_math import Tensor, attend, of_layer, rms, rotate, swiglu
 
 
 @dataclass
@@ -58,6 +58,47 @@ class DSpark(DFlash):
         if w.shape[1] > rows.shape[1]:
             rows = torch.cat([rows, self.weights["markov_head.markov_w1.weight"][self.before(anchor, draft)]], -1)
         return torch.sigmoid(rows @ w[0] + self.weights.get("confidence_head.proj.bias", torch.zeros(1)))
+
+
+@dataclass
+class Gemma4DSpark(DSpark):
+    """The same over Gemma 4's full-attention layers.
+
+        v = rms(Wk rows) without weights;  softmax(q k) unscaled;  x = E[..] sqrt(H);  MLP with gelu
+        x += rms(Wo attend, post_attention_layernorm);  x += rms(mlp(rms(x, pre_feedforward_layernorm)),
+        post_feedforward_layernorm);  x *= layer_scalar
+
+    Only the first share of a head's pairs is rotated, by the frequencies that the whole head would have.
+    """
+
+    def states(self, ctx: Tensor, anchor: int, embeddings: Tensor) -> Tensor:
+        eps, n, block = self.config["rms_norm_eps"], len(ctx), self.block_size
+        head_dim, hidden = self.config["global_head_dim"], self.config["hidden_size"]
+        at = torch.arange(n + block)
+        frequency = self.frequencies(head_dim)
+        x = self.embed(anchor, self.weights.get("embed_tokens.weight", embeddings)) * hidden**0.5
+        for layer in range(self.config["num_hidden_layers"]):
+            w = of_layer(self.weights, f"layers.{layer}.")
+            rows = torch.cat([ctx, rms(x, w["input_layernorm.weight"], eps)])
+            q = (rows[n:] @ w["self_attn.q_proj.weight"].T).unflatten(-1, (-1, head_dim))
+            k = (rows @ w["self_attn.k_proj.weight"].T).unflatten(-1, (-1, head_dim))
+            v = rms(k, torch.ones(head_dim), eps)
+            q = rotate(rms(q, w["self_attn.q_norm.weight"], eps), at[n:], frequency)
+            k = rotate(rms(k, w["self_attn.k_norm.weight"], eps), at, frequency)
+            # `attend` divides by sqrt(head_dim), Gemma 4 does not
+            a = attend(q * head_dim**0.5, k, v, self.visible(layer, at[n:], at)) @ w["self_attn.o_proj.weight"].T
+            x = x + rms(a, w["post_attention_layernorm.weight"], eps)
+            m = swiglu(rms(x, w["pre_feedforward_layernorm.weight"], eps), w, "mlp.", "gelu_pytorch_tanh")
+            x = (x + rms(m, w["post_feedforward_layernorm.weight"], eps)) * w["layer_scalar"]
+        return rms(x, self.weights["norm.weight"], eps)
+
+    def frequencies(self, head_dim: int) -> Tensor:
+        """Angles per position [head_dim / 2], 0 for the pairs that are not rotated."""
+        rope = self.config["rope_parameters"]
+        rope = rope.get("full_attention", rope)
+        share = rope["partial_rotary_factor"] if rope["rope_type"] == "proportional" else 1.0
+        pairs = torch.arange(head_dim // 2, dtype=torch.float64)
+        return torch.where(pairs < int(head_dim * share / 2), rope["rope_theta"] ** (-2 * pairs / head_dim), 0.0)
 
 
 def greedy_draft(model: DSpark, states: Tensor, logits: Tensor, anchor: int) -> list[int]:

@@ -10,7 +10,7 @@ from dflash_tools.errors import UserError
 
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter
-from dflash_convert.families import dflash, dflash2, dspark, eagle3, muse
+from dflash_convert.families import dflash, dflash2, dspark, dspark_gemma4, eagle3, muse
 from dflash_convert.families.family import Family
 from dflash_convert.families.refused import refuse_if_known
 from dflash_convert.target import Target
@@ -20,6 +20,7 @@ FAMILIES: tuple[Family, ...] = (
     eagle3.FAMILY,
     dflash2.FAMILY,
     muse.FAMILY,
+    dspark_gemma4.FAMILY,
     dspark.FAMILY,
     dflash.SPECULATORS,
     dflash.FAMILY,

@@ -32,7 +32,7 @@ from dflash_convert.target import Target
 ARCHITECTURES = frozenset({
     "Qwen3DSparkModel", "DSparkDraftModel", "DSparkSpeculator", "Lfm2DSparkDraftModel", "LingDSparkModel",
 })  # fmt: skip
-_SECTIONS = ("dflash_config", "dspark_config")
+SECTIONS = ("dflash_config", "dspark_config")
 _KEYS = ("markov_rank", "markov_head_type", "dspark_config")
 _HEADS = ("markov_head.", "confidence_head.")
 _SPECULATORS_RANK = 256  # of its config class
@@ -42,7 +42,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     """Read a DSpark checkpoint. Raises UserError where it is incomplete or asks for what llama.cpp cannot do."""
     nested = is_speculators(checkpoint)
     config = with_model_defaults(flat_config(checkpoint))
-    own = Places((config,) if nested else (*(config.section(s) for s in _SECTIONS), config))
+    own = Places((config,) if nested else (*(config.section(s) for s in SECTIONS), config))
     vocab = config.integer("vocab_size", least=1)
     tensors = drafter_tensors(checkpoint, vocab) if nested else without_model_prefix(checkpoint)
     notes: list[str] = []
@@ -65,7 +65,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     if nested:
         attention = speculators_attention(config, layers, non_causal=False)
     else:
-        attention = zlab_attention(config, config.section(_SECTIONS[0]), layers, warnings)
+        attention = zlab_attention(config, config.section(SECTIONS[0]), layers, warnings)
     layout = Layout(
         family="DSpark",
         config=config,
@@ -106,7 +106,7 @@ def _recognises(checkpoint: Checkpoint) -> bool:
     if is_speculators(checkpoint) and kind_of(checkpoint):
         return kind_of(checkpoint) == "dspark"
     config = checkpoint.config
-    places = [config, *(config.section(s) for s in _SECTIONS)]
+    places = [config, *(config.section(s) for s in SECTIONS)]
     if any(p.has(k) for p in places for k in _KEYS) or any(p.string("projector_type") == "dspark" for p in places):
         return True
     return any(n.startswith(_HEADS) for n in tensor_names(checkpoint))
