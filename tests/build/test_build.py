@@ -233,6 +233,20 @@ def test_compiler_cache_serves_another_clone_but_never_another_cpu(templates, up
     assert misses[2] > misses[1], "code for another CPU is not taken"
 
 
+@pytest.mark.skipif(shutil.which("ccache") is None, reason="ccache is not installed")
+def test_compiler_cache_serves_upstream_what_no_patch_changes(templates, upstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "cache"))
+    ws = Workspace(tmp_path / "checkout", upstream.pin)
+    shutil.copytree(templates["series"], ws.root, symlinks=True)
+    options = dataclasses.replace(CPU, extra=("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache",))
+    misses = []
+    for without in (False, True):
+        build(ws, dataclasses.replace(options, upstream=without))
+        stats = subprocess.run(["ccache", "--print-stats"], capture_output=True, text=True, check=True).stdout
+        misses.append(int(dict(line.split() for line in stats.splitlines() if "\t" in line)["cache_miss"]))
+    assert misses[0] > 0 and misses[1] == misses[0]
+
+
 def test_edits_stop_a_build_of_the_patches_and_are_built_with_work_tree(series):
     (series.tree / "src" / "program.cpp").write_text(FAKE_PROGRAM.replace("stand-in", "edited"))
     with pytest.raises(UserError, match=r"src/program\.cpp.*export"):

@@ -63,7 +63,7 @@ def build(
                 _note_unsaved_work(ws, say)
         else:
             _make(ws, plan, options, source, url, say)
-    _link(ws, ws.upstream_bin if options.upstream else ws.bin, plan)
+    _link_to(ws, ws.upstream_bin if options.upstream else ws.bin, plan.bin)
     return plan
 
 
@@ -73,14 +73,15 @@ def _make(ws: Workspace, plan: Plan, options: Options, source: Path | None, url:
     toolchain.check_disk(ws.made, plan.disk)
     fetch_source(ws, source, url, say)
     if options.upstream:
-        say(f"building {ws.show(pinned_tree(ws, say))}, llama.cpp without the patches")
+        _link_to(ws, ws.upstream / ws.tree.name, pinned_tree(ws, say))
+        say(f"building {ws.show(ws.pinned)}, llama.cpp without the patches")
     elif options.work_tree:
         if not ws.tree.is_dir():
             checkout(ws, say=say)
         say(f"building {ws.show(ws.tree)} as it is, not patches/")
     else:
         checkout(ws, say=say)
-    plan.folder.mkdir(exist_ok=True)
+    plan.folder.mkdir(parents=True, exist_ok=True)
     (plan.folder / STAMP).unlink(missing_ok=True)
     env = _environment(ws, plan)
     with (plan.folder / LOG).open("w", encoding="utf-8") as log:
@@ -212,12 +213,14 @@ def _note_unsaved_work(ws: Workspace, say: Say) -> None:
         say(f"note: {ws.show(ws.tree)} has {'; '.join(work)}, which is not in patches/ nor in this build")
 
 
-def _link(ws: Workspace, link: Path, plan: Plan) -> None:
-    target = os.path.relpath(plan.bin, ws.made)
+def _link_to(ws: Workspace, link: Path, folder: Path) -> None:
+    """Make `link` a relative link to `folder`, by a rename."""
+    target = os.path.relpath(folder, link.parent)
     if link.is_symlink() and link.readlink() == Path(target):
         return
     if link.exists() and not link.is_symlink():
         raise UserError(f"{ws.show(link)} is in the way: it should be a link to {target}. Move it away.")
+    link.parent.mkdir(exist_ok=True)
     with ws.scratch() as scratch:
-        (scratch / "bin").symlink_to(target)
-        (scratch / "bin").replace(link)
+        (scratch / "link").symlink_to(target)
+        (scratch / "link").replace(link)

@@ -156,7 +156,7 @@ def _show_plan(ws: Workspace, plan: Plan) -> None:
     for reason in plan.reasons:
         say(reason)
     source = Path(plan.configure[plan.configure.index("-S") + 1])
-    what = "as it is" if source == ws.pinned else "with the patches"
+    what = "with the patches" if source == ws.tree else "without patches"
     say(f"source: {ws.show(source)}, llama.cpp {ws.pin.commit} {what}")
     print(shlex.join(plan.configure))
     print(shlex.join(plan.compile), flush=True)

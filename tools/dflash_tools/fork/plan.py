@@ -117,13 +117,14 @@ def make_plan(ws: Workspace, options: Options) -> Plan:
     arguments = ["-G", generator, *(f"-D{k}={v}" for k, v in defines.items()), *arguments, *options.extra]
     inputs["arguments"] = arguments
     name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
-    folder = ws.made / f"build-{'work-' if options.work_tree else 'upstream-' if options.upstream else ''}{name}"
+    folder = (ws.upstream if options.upstream else ws.made) / f"build-{'work-' if options.work_tree else ''}{name}"
+    source = ws.upstream / ws.tree.name if options.upstream else ws.tree
     jobs = options.jobs or toolchain.default_jobs()
     targets = (*TARGETS, *ctest_programs(ws)) if options.tests else TARGETS
     return Plan(
         folder=folder,
         backend=backend,
-        configure=[cmake, "-S", str(ws.pinned if options.upstream else ws.tree), "-B", str(folder), *arguments],
+        configure=[cmake, "-S", str(source), "-B", str(folder), *arguments],
         compile=[cmake, "--build", str(folder), "--parallel", str(jobs), "--target", *targets],
         targets=targets,
         inputs=inputs,

@@ -66,6 +66,13 @@ class Workspace:
         return self.made / "bin"
 
     @property
+    def upstream(self) -> Path:
+        """Folder of builds without patches. From it the source is `llama.cpp`, as it is for the fork's builds: with the
+        same relative paths a compiler cache finds what both have in common.
+        """
+        return self.made / "upstream"
+
+    @property
     def upstream_bin(self) -> Path:
         """The same of the last build without patches, to measure the fork against."""
         return self.made / "upstream-bin"
