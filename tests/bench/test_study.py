@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from dflash_tools.bench.arms import Setting
+from dflash_tools.bench.sides import sides_of
 from dflash_tools.bench.study import BuildSpec, DrafterSpec, ServerSpec, Study, checked, read_study
 from dflash_tools.errors import UserError
 
@@ -59,7 +60,11 @@ def test_a_study_is_read_from_its_file(tmp_path):
         ),
     )  # fmt: skip
     assert study.server == (ServerSpec("vllm", "http://127.0.0.1:8000/v1"),)
-    assert (study.ignore_eos, study.sampling, study.options) == (True, {"top_p": 0.9}, ("-c", "8192"))
+    assert (study.ignore_eos, study.sampling, study.options) == (
+        True,
+        {"top_p": 0.9},
+        ("-c", "8192", "-np", "1", "-fit", "off"),
+    )
 
 
 def test_settings_are_all_combinations_that_differ(tmp_path):
@@ -124,3 +129,24 @@ A, B = DrafterSpec(Path("a.gguf"), "a"), DrafterSpec(Path("b.gguf"), "a")
 def test_what_cannot_be_run_is_refused(study, said):
     with pytest.raises(UserError, match=said):
         checked(study)
+
+
+def test_servers_do_not_fit_themselves_into_what_memory_is_left():
+    assert checked(Study(TARGET)).options == ("-c", "16384", "-np", "1", "-fit", "off")
+    own = ("--ctx-size", "512", "--fit", "on", "--parallel", "2")
+    assert checked(Study(TARGET, options=own)).options == own
+
+
+def test_each_build_has_its_own_baseline(tmp_path):
+    builds = (BuildSpec("fork", tmp_path / "fork"), BuildSpec("upstream", tmp_path / "upstream"))
+    old = DrafterSpec(Path("d.gguf"), "old", ("--spec-type", "draft-dflash"), build="upstream")
+    study = checked(Study(TARGET, drafter=(A, old), build=builds, server=(ServerSpec("vllm", "http://x"),)))
+    assert [(side.name, side.baseline) for side in sides_of(study)] == [
+        ("fork plain", ""),
+        ("fork a", "fork plain"),
+        ("upstream plain", ""),
+        ("upstream old", "upstream plain"),
+        ("vllm", ""),
+    ]
+    alone = checked(Study(TARGET, drafter=(A,), build=builds[:1]))
+    assert [(side.name, side.baseline) for side in sides_of(alone)] == [("plain", ""), ("a", "plain")]

@@ -34,6 +34,13 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 INTERLEAVES = ("prompt", "server")
+# Options of every server that is started here, unless the study names them. With --fit on (the default of llama-server)
+# a server that finds less free memory than another would quietly run with a smaller context or fewer layers on the card.
+_DEFAULT_OPTIONS = (
+    (("-c", "--ctx-size"), "16384"),
+    (("-np", "--parallel"), "1"),
+    (("-fit", "--fit"), "off"),
+)
 _NAME = re.compile(r"[\w.+-]{1,40}")
 
 
@@ -152,7 +159,10 @@ def checked(study: Study) -> Study:
     for spec in study.server:
         if spec.baseline:
             _each_of(f"server {spec.name}: baseline", (spec.baseline,), [s.name for s in study.server])
-    return replace(study, drafter=tuple(drafters))
+    usual = [
+        word for names, value in _DEFAULT_OPTIONS if not set(names) & set(study.options) for word in (names[0], value)
+    ]
+    return replace(study, drafter=tuple(drafters), options=(*study.options, *usual))
 
 
 def _each_of(key: str, values: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
