@@ -142,6 +142,8 @@ def _position_sections(rows: Sequence[Row]) -> list[Section]:
     if not known:
         return []
     last = max(len(row.accepted_at or ()) for row in known)
+    settings = [row.setting_text for row in rows]
+    known.sort(key=lambda row: settings.index(row.setting_text))
     cells = tuple(
         (row.setting_text, row.suite, row.build, *(f"{share:.2f}" for share in row.accepted_at or ()),
          *([UNKNOWN] * (last - len(row.accepted_at or ()))))

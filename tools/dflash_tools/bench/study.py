@@ -34,8 +34,8 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 INTERLEAVES = ("prompt", "server")
-# Options of every server that is started here, unless the study names them. With --fit on (the default of llama-server)
-# a server that finds less free memory than another would quietly run with a smaller context or fewer layers on the card.
+# Options of every server that is started here, unless the study names them. With --fit on (llama-server's default) a
+# server that finds less free memory than another would quietly run with a smaller context or fewer layers on the card.
 _DEFAULT_OPTIONS = (
     (("-c", "--ctx-size"), "16384"),
     (("-np", "--parallel"), "1"),
@@ -159,10 +159,9 @@ def checked(study: Study) -> Study:
     for spec in study.server:
         if spec.baseline:
             _each_of(f"server {spec.name}: baseline", (spec.baseline,), [s.name for s in study.server])
-    usual = [
-        word for names, value in _DEFAULT_OPTIONS if not set(names) & set(study.options) for word in (names[0], value)
-    ]
-    return replace(study, drafter=tuple(drafters), options=(*study.options, *usual))
+    missing = [(names[0], value) for names, value in _DEFAULT_OPTIONS if not set(names) & set(study.options)]
+    options = (*study.options, *(word for pair in missing for word in pair))
+    return replace(study, drafter=tuple(drafters), options=options)
 
 
 def _each_of(key: str, values: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
