@@ -15,6 +15,7 @@ from dflash_convert.conversion import LoadedTarget, convert
 from dflash_convert.drafter import Drafter
 from dflash_convert.families import KNOWN
 from dflash_convert.hub import find_drafter, find_target
+from dflash_convert.inspection import inspect
 from dflash_convert.quantiser import QUANTISED
 from dflash_convert.quantize import OUTTYPES
 
@@ -27,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.outfile and (args.outdir or len(args.drafters) > 1):
         parser.error("--outfile names the file of one drafter; give --outdir for several, and not both")
-    return run_cli(PROG, lambda: _run(args))
+    if not args.target_model_dir and not args.check:
+        parser.error("--target-model-dir is missing: the model that the drafter drafts for")
+    return run_cli(PROG, lambda: _check(args) if args.check else _run(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target-model-dir",
         "--target",
-        required=True,
         metavar="TARGET",
         help="the model they draft for: HF directory (config and tokenizer files suffice), Hub id (its weights are not "
         "fetched) or .gguf",
@@ -75,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of an old GGUF drafter that does not say it: the window of all layers but the last",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing: say what each DRAFTER (a checkpoint or a .gguf) holds, what it expects of its target, and "
+        "what is odd; held against TARGET if that is given. Exit status 1 if something is wrong",
+    )
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return parser
 
@@ -91,6 +99,14 @@ def _run(args: argparse.Namespace) -> int:
                     raise
                 print(f"{PROG}: {drafter} is not converted: {e}", file=sys.stderr)
     return int(len(made) < len(args.drafters))
+
+
+def _check(args: argparse.Namespace) -> int:
+    where = args.target_model_dir
+    target = LoadedTarget(find_target(where, args.target_revision)) if where else None
+    reports = [inspect(find_drafter(drafter, args.revision), target) for drafter in args.drafters]
+    print("\n\n".join(map(str, reports)))
+    return int(not all(report.good for report in reports))
 
 
 def _convert_one(drafter: str, target: LoadedTarget, made: list[Path], args: argparse.Namespace) -> Path:

@@ -41,6 +41,7 @@ from checkpoints import (
 )
 from dflash_convert.conversion import LoadedTarget, convert
 from dflash_convert.gguf_file import Metadata, text
+from dflash_convert.inspection import inspect
 from dflash_convert.pretokenizer import name_from_tokenizer_json
 from dflash_tools.errors import UserError
 from dspark_checkpoints import deepspec, dspark_tensors, speculators
@@ -357,6 +358,17 @@ def make_cases(folder: Path) -> list[Case]:
 
     def name_pretokenizer(path: Path) -> object:
         return name_from_tokenizer_json(path / "tokenizer.json")
+
+    def check(path: Path) -> object:
+        """Whatever is in there, the report is printable text."""
+        shown = str(inspect(path / "d.gguf" if (path / "d.gguf").is_file() else path, target))
+        if not shown.replace("\n", "").isprintable():
+            raise RuntimeError(f"not printable: {shown!r}")
+        return shown
+
+    gguf_cases = [c for c in cases if c.name in ("dflash gguf", "eagle3 gguf")]
+    for case in [c for c in cases if c.name in families] + gguf_cases:
+        cases.append(Case(f"check {case.name}", case.files, case.damage, check))
 
     tokenizer = {
         "version": "1.0", "added_tokens": [{"id": 1, "content": "x", "special": True}],

@@ -22,7 +22,8 @@ def test_damaged_input_is_read_or_refused_and_nothing_else(cases: list[Case], tm
     found = fuzz(cases, range(RUNS), SEED, tmp_path)
     assert not found.places, "\n\n".join([f"seed {SEED}", *found.places.values()])
     for case in cases:
-        assert found.outcomes[f"{case.name}: refused"] > 0, f"{case.name}: no damage was noticed"
+        if not case.name.startswith("check "):  # a report, always
+            assert found.outcomes[f"{case.name}: refused"] > 0, f"{case.name}: no damage was noticed"
 
 
 @pytest.mark.parametrize(
