@@ -6,7 +6,7 @@ from html import escape
 
 from dflash_tools.bench.plots import Plot, plots
 from dflash_tools.bench.record import Record
-from dflash_tools.bench.report import Section, disturbances, sections, title
+from dflash_tools.bench.report import Section, brief, disturbances, sections, title
 from dflash_tools.bench.svg import COLOURS, draw
 
 _STYLE = """
@@ -28,8 +28,8 @@ p, li, figcaption { color: var(--soft); } p.warn { background: var(--warn); colo
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 #conditions td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figure h2 { margin-top: 0; } svg { width: 100%; height: auto; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figure h2 { margin-top: 0; } svg { width: 100%; max-width: 640px; height: auto; }
 svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--line); } .line { fill: none; stroke-width: 2; }
 .reference { stroke: var(--soft); stroke-dasharray: 5 4; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem .9rem; font-size: .85rem; }
@@ -65,6 +65,7 @@ def page(record: Record) -> str:
         '<button id="theme" type="button">light / dark</button>',
         f"<h1>{name}</h1>",
         *(f'<p class="warn">Disturbed: {escape(what)}.</p>' for what in disturbances(record)),
+        "<p>" + "<br>\n".join(map(escape, brief(record))) + "</p>",
         '<div class="plots">',
         *map(_figure, plots(record)),
         "</div>",

@@ -14,6 +14,11 @@ from dflash_tools.table import table
 
 UNKNOWN = "-"
 _FEW = 12
+_BRIEF = (
+    *("target", "drafter", "drafters", "builds", "options", "server options", "max_tokens", "sampling", "repeats"),
+    *("interleave", "machine", "started"),
+)
+_NOT_BRIEF = ("bytes", "digest")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,19 @@ def disturbances(record: Record) -> list[str]:
     return [str(what) for what in record.conditions.get("disturbances", ())]
 
 
+def brief(record: Record) -> list[str]:
+    """The conditions that belong beside every number, a line each."""
+    lines = []
+    for name in _BRIEF:
+        found = record.conditions.get(name)
+        if isinstance(found, dict):
+            shown = {key: value for key, value in flat(found).items() if key.rpartition(".")[2] not in _NOT_BRIEF}
+            found = ", ".join(f"{key} {_condition(value)}" for key, value in shown.items() if value not in ("", []))
+        if found not in (None, "", []):
+            lines.append(f"{name}: {_condition(found)}")
+    return lines
+
+
 def sections(record: Record) -> list[Section]:
     """Everything there is to say about a record, the most important first."""
     body = _cost_sections(record) if record.kind == "cost" else _run_sections(record)
@@ -54,7 +72,7 @@ def sections(record: Record) -> list[Section]:
 def terminal(record: Record) -> str:
     """The report without its details."""
     warnings = [f"DISTURBED: {what}" for what in disturbances(record)]
-    return blocks("\n".join([title(record), *warnings]), sections(record))
+    return blocks("\n".join([title(record), *warnings, *brief(record)]), sections(record))
 
 
 def blocks(heading: str, found: Sequence[Section]) -> str:
@@ -73,6 +91,7 @@ def markdown(record: Record) -> str:
     """The whole report."""
     lines = [f"# {_escaped(title(record))}", ""]
     lines += [f"> **Disturbed:** {_escaped(what)}\n" for what in disturbances(record)]
+    lines += [*(f"- {_escaped(line)}" for line in brief(record)), ""]
     for section in sections(record):
         lines += [f"## {_escaped(section.title)}", ""]
         if section.rows:
