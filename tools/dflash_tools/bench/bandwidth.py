@@ -22,10 +22,10 @@ from dflash_tools.errors import UserError
 _CPU, _GPU, _IGPU = 0, 1, 2  # enum ggml_backend_dev_type
 _F32 = 0
 _COLUMNS = 1 << 14
-_REPEATS = 9
+_REPEATS = 7
 # Large against any cache, so that what is measured is the memory.
 _BYTES = {_CPU: 256 << 20, _GPU: 1 << 30, _IGPU: 256 << 20}
-_COPIES = {_CPU: 2, _GPU: 16, _IGPU: 4}
+_COPIES = {_CPU: 1, _GPU: 16, _IGPU: 4}
 _SECONDS = 120
 
 

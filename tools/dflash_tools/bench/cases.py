@@ -114,18 +114,21 @@ def plan(choices: Choices) -> list[Case]:
 
 
 def quick(choices: Choices) -> Choices:
-    """The least that still shows a round and its parts."""
+    """The least that still shows a round and its parts, but for what was chosen otherwise than by default."""
+    least = {
+        "rounds": 24,
+        "samples": 2,
+        "lengths": _QUICK_LENGTHS,
+        "rows": QUICK_ROWS,
+        "contexts": (),
+        "prefill": (2048,),
+        "kv": ("f16",),
+        "slots": (1,),
+        "samplers": ("device",),
+    }
+    usual = Choices(choices.depth)
     return replace(
-        choices,
-        rounds=24,
-        samples=2,
-        lengths=tuple(length for length in _QUICK_LENGTHS if length in choices.lengths) or choices.lengths,
-        rows=tuple(n for n in choices.rows if n in QUICK_ROWS) or choices.rows,
-        contexts=(),
-        prefill=choices.prefill[:1],
-        kv=("f16",),
-        slots=(1,),
-        samplers=choices.samplers[:1],
+        choices, **{name: value for name, value in least.items() if getattr(choices, name) == getattr(usual, name)}
     )
 
 

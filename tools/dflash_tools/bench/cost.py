@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dflash_tools import conditions
@@ -220,12 +220,12 @@ def _choices(args: argparse.Namespace, depth: int) -> Choices:
             raise UserError(f"--lengths: {length!r} is neither {FULL!r} nor a number from 1")
     if bad := set(args.samplers) - {"device", "host"}:
         raise UserError(f"--samplers: {sorted(bad)[0]!r} is neither device nor host")
-    lengths = tuple(n for n in args.lengths if n == FULL or float(n) <= depth)
     choices = Choices(
-        depth, args.rounds, args.samples, lengths, args.rows, args.contexts, args.prefill, args.kv, args.slots,
+        depth, args.rounds, args.samples, args.lengths, args.rows, args.contexts, args.prefill, args.kv, args.slots,
         args.samplers,
     )  # fmt: skip
-    return quick(choices) if args.quick else choices
+    chosen = quick(choices) if args.quick else choices
+    return replace(chosen, lengths=tuple(n for n in chosen.lengths if n == FULL or float(n) <= depth))
 
 
 def _conditions(
