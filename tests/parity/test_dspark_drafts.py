@@ -72,12 +72,12 @@ def test_deepspec_over_gemma4_layers(check, copies, changes):
     check(write_gemma4, own=copies("qwen3"), reference=Gemma4DSpark, logit=GELU_TOLERANCE, **changes)
 
 
-@pytest.mark.family("DSpark (SpecForge)", converts="yes", runs="yes", parity=BLOCKS, upstream="equal")
+@pytest.mark.family("DSpark (SpecForge)", converts="yes", runs="yes", parity=BLOCKS)
 def test_specforge(check):
     check(write_specforge)
 
 
-@pytest.mark.family("DSpark (SpecForge), yarn", converts="yes", runs="yes", parity=BLOCKS, upstream="equal")
+@pytest.mark.family("DSpark (SpecForge), yarn", converts="yes", runs="yes", parity=BLOCKS)
 def test_specforge_with_yarn(check):
     check(write_specforge, rope_scaling=YARN)
 
@@ -87,13 +87,13 @@ def test_specforge_with_llama3_rope(check):
     check(write_specforge, rope_scaling=LLAMA3)
 
 
-@pytest.mark.family("DSpark (speculators)", converts="yes", runs="yes", parity=BLOCKS, upstream="equal")
+@pytest.mark.family("DSpark (speculators)", converts="yes", runs="yes", parity=BLOCKS)
 @pytest.mark.parametrize("pair", ["qwen3", "qwen35"])
 def test_speculators_with_reduced_vocabulary(check, pair):
     check(write_dspark_speculators, pair, draft_vocab=300)
 
 
-@pytest.mark.family("DSpark (speculators), bonus anchor", converts="yes", runs="yes", parity=BLOCKS, upstream="equal")
+@pytest.mark.family("DSpark (speculators), bonus anchor", converts="yes", runs="yes", parity=BLOCKS)
 @pytest.mark.parametrize("changes", [{"sample_from_anchor": False}, {"sample_from_anchor": None, "draft_vocab": 300}])
 def test_speculators_with_a_bonus_anchor(check, changes):
     check(write_dspark_speculators, **changes)
