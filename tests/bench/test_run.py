@@ -139,5 +139,10 @@ def test_raw_alone_needs_prompts_that_can_be_asked_raw(study_of):
         study_of([Made("a", [])], suites=("tools",), templates=("raw",))
 
 
+def test_a_model_that_is_not_there_is_named_before_anything_is_fetched(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.gguf: is no file"):
+        run.run_study(Study(tmp_path / "nowhere.gguf", work=tmp_path))
+
+
 def test_rotation_keeps_everyone():
     assert rotated(["a", "b", "c"], 4) == ["b", "c", "a"]

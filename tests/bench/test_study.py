@@ -122,6 +122,7 @@ A, B = DrafterSpec(Path("a.gguf"), "a"), DrafterSpec(Path("b.gguf"), "a")
         (Study(TARGET, suites=()), "suites is empty"),
         (Study(TARGET, drafter=(A, B)), "name 'a': .* unique"),
         (Study(TARGET, drafter=(DrafterSpec(Path("d.gguf"), "a b"),)), "name 'a b'"),
+        (Study(TARGET, drafter=(DrafterSpec(Path("d.gguf"), "plain"),)), "name 'plain': another side"),
         (Study(TARGET, drafter=(DrafterSpec(Path("d.gguf"), build="new"),)), "build: 'new' is unknown"),
         (Study(server=(ServerSpec("s", "http://x", baseline="t"),)), "server s: baseline: 't' is unknown"),
     ],
@@ -135,6 +136,11 @@ def test_servers_do_not_fit_themselves_into_what_memory_is_left():
     assert checked(Study(TARGET)).options == ("-c", "16384", "-np", "1", "-fit", "off")
     own = ("--ctx-size", "512", "--fit", "on", "--parallel", "2")
     assert checked(Study(TARGET, options=own)).options == own
+
+
+def test_an_engine_may_be_compared_to_any_side():
+    server = ServerSpec("vllm", "http://x", baseline="a")
+    assert checked(Study(TARGET, drafter=(A,), server=(server,))).side_names() == ["plain", "a", "vllm"]
 
 
 def test_each_build_has_its_own_baseline(tmp_path):

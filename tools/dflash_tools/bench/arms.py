@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dflash_tools.bench.prompts import Prompt
-from dflash_tools.client import Completion, Counted, LlamaClient, RefusedError, SpecTimings
+from dflash_tools.client import Completion, Counted, LlamaClient, RefusedError, SpecCounters, SpecTimings
 from dflash_tools.errors import UserError
 
 CHAT, RAW = "chat", "raw"
@@ -107,6 +107,7 @@ class LlamaArm:
         self.name = name
         self.client = client
         self.drafts = drafts
+        self.timed = False
 
     def prompt_text(self, request: Request) -> str:
         """What the model reads: the raw text, or what the target's chat template makes of the messages."""
@@ -135,28 +136,44 @@ class LlamaArm:
                     clock.tick()
                 return pieces.completion()
 
+        before = self._counters()
         try:
-            return self._reply(self.client.counted(stream) if self.drafts else Counted(stream(), 0), clock)
+            completion = stream()
         except RefusedError as cause:
             raise (PromptRefusedError(str(cause)) if cause.status in REFUSALS else cause) from cause
+        self.timed = self.timed or completion.timings.spec is not None
+        return self._reply(completion, before, clock)
 
-    def _reply(self, counted: Counted, clock: Clock) -> Reply:
-        timings = counted.completion.timings
-        spec = timings.spec
-        rounds = spec.rounds if spec else counted.verified
+    def _counters(self) -> SpecCounters | None:
+        """None where they say nothing: without drafter, with timings that say it, or grown beyond their six digits."""
+        if not self.drafts or self.timed:
+            return None
+        try:
+            return self.client.spec_counters()
+        except UserError:
+            return None
+
+    def _reply(self, completion: Completion, before: SpecCounters | None, clock: Clock) -> Reply:
+        timings, spec = completion.timings, completion.timings.spec
+        after = self._counters() if before else None
+        grown = after - before if before and after else None
+        # A server that times its rounds leaves them out of an answer that took none.
+        rounds = spec.rounds if spec else grown.verified if grown else 0 if self.timed else None
+        per_pos = spec.accepted_per_pos if spec else grown.accepted_per_pos if grown else ()
+        known = rounds is not None or not self.drafts
         return Reply(
-            completion=counted.completion,
+            completion=completion,
             ttft_ms=clock.first_ms,
             stream_ms=clock.between_ms,
             tokens=timings.predicted_n,
             decode_ms=timings.predicted_ms if timings.predicted_n > 1 else None,
             prompt_tokens=timings.prompt_n,
             prompt_ms=timings.prompt_ms,
-            steps=counted.steps,
+            steps=Counted(completion, rounds or 0).steps if known else None,
             drafted=timings.draft_n if self.drafts else None,
             accepted=timings.draft_n_accepted if self.drafts else None,
-            rounds=rounds if self.drafts else None,
-            accepted_per_pos=(spec.accepted_per_pos if spec else counted.accepted_per_pos) or None,
+            rounds=rounds,
+            accepted_per_pos=per_pos or None,
             spec=spec,
         )
 

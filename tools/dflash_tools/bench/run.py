@@ -46,6 +46,9 @@ class Measured:
 
 def run_study(study: Study, progress: Callable[[int], Progress] = Progress) -> Record:
     """Measure. Raises UserError when nothing could be measured; a study that breaks off later says so in its notes."""
+    for path in [study.target, *(drafter.path for drafter in study.drafter)]:
+        if path is not None and not path.is_file():
+            raise UserError(f"{path}: is no file; a model to measure is a GGUF file")
     sources = Sources(study.work / "packages", study.long_tokens)
     found = [suite(name, study.prompts, sources) for name in study.suites]
     prompts = {some[0].suite: some for some in found}

@@ -32,13 +32,11 @@ def sides_of(study: Study) -> list[Side]:
     sides = []
     for build in study.build if study.target is not None else ():
         bin_dir = build.bin or fork_bin_dir()
-        prefix = f"{build.name} " if len(study.build) > 1 else ""
-        plain = f"{prefix}plain"
+        plain = study.plain_name(build.name)
         sides.append(Side(plain, "", _starter(study, plain, bin_dir, None)))
-        for drafter in study.drafter:
-            if drafter.build == build.name:
-                name = f"{prefix}{drafter.name}"
-                sides.append(Side(name, plain, _starter(study, name, bin_dir, drafter)))
+        for drafter in study.drafters_of(build.name):
+            name = study.drafted_name(drafter)
+            sides.append(Side(name, plain, _starter(study, name, bin_dir, drafter)))
     return [*sides, *(Side(spec.name, spec.baseline, _connector(spec)) for spec in study.server)]
 
 

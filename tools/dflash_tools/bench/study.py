@@ -57,7 +57,7 @@ class DrafterSpec:
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """Another engine. `key_env` names the environment variable with its key, `baseline` the server to compare it to."""
+    """Another engine. `key_env` names the environment variable with its key, `baseline` the side it is compared to."""
 
     name: str
     url: str
@@ -112,6 +112,27 @@ class Study:
         ]
         return list(dict.fromkeys(found))
 
+    def plain_name(self, build: str) -> str:
+        """The side of that build without drafter."""
+        return f"{build} plain" if len(self.build) > 1 else "plain"
+
+    def drafted_name(self, drafter: DrafterSpec) -> str:
+        """The side with that drafter."""
+        return f"{drafter.build} {drafter.name}" if len(self.build) > 1 else drafter.name
+
+    def side_names(self) -> list[str]:
+        """Every side, in the order in which they are shown."""
+        own = [
+            name
+            for build in (self.build if self.target is not None else ())
+            for name in (self.plain_name(build.name), *map(self.drafted_name, self.drafters_of(build.name)))
+        ]
+        return [*own, *(spec.name for spec in self.server)]
+
+    def drafters_of(self, build: str) -> list[DrafterSpec]:
+        """The drafters that this build runs."""
+        return [drafter for drafter in self.drafter if drafter.build == build]
+
 
 def read_study(path: Path) -> Study:
     """Read `bench.toml`. Raises UserError naming the key that is unknown or of another type."""
@@ -156,12 +177,16 @@ def checked(study: Study) -> Study:
             raise UserError(
                 f"name {name!r}: names of drafters, servers and builds are unique, and 1 to 40 of A-Za-z0-9_.+-"
             )
+    named = replace(study, drafter=tuple(drafters))
+    sides = named.side_names()
+    if twice := next((name for name in sides if sides.count(name) > 1), None):
+        raise UserError(f"name {twice!r}: another side has that name")
     for spec in study.server:
         if spec.baseline:
-            _each_of(f"server {spec.name}: baseline", (spec.baseline,), [s.name for s in study.server])
+            _each_of(f"server {spec.name}: baseline", (spec.baseline,), sides)
     missing = [(names[0], value) for names, value in _DEFAULT_OPTIONS if not set(names) & set(study.options)]
     options = (*study.options, *(word for pair in missing for word in pair))
-    return replace(study, drafter=tuple(drafters), options=options)
+    return replace(named, options=options)
 
 
 def _each_of(key: str, values: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
