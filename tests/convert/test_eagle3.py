@@ -53,7 +53,6 @@ def read(tmp_path: Path, target: Path) -> Any:
         pytest.param(of_speculators(**{NESTED: [1, 4, 8]}), (1, 4, 8), id="speculators: inputs, up to the last state"),
     ],
 )
-@pytest.mark.family("EAGLE3", converts="yes")
 def test_layers_are_those_the_producer_means(config: dict[str, Any], taps: tuple[int, ...], read: Any) -> None:
     assert read(config).taps == taps
 

@@ -92,6 +92,7 @@ def test_luceboxs_file_equals_the_one_made_from_the_checkpoint(tmp_path, direct,
     assert "--sliding-window 2048" in warnings[0]
 
 
+@pytest.mark.family("GGUF gemma4-dflash-draft (lucebox)", converts="yes")
 def test_luceboxs_gemma_file_gets_its_window_and_soft_cap(tmp_path, direct, target) -> None:
     config, tensors, made = direct(**SLIDING, final_logit_softcapping=30.0)
     keys = {**OLD, "dflash.sliding_window": 64, "dflash.logit_softcap": 30.0, "dflash.target_hidden": 64}
@@ -102,6 +103,23 @@ def test_luceboxs_gemma_file_gets_its_window_and_soft_cap(tmp_path, direct, targ
     assert "dflash.logit_softcap -> final_logit_softcapping" in said
 
 
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(arch, marks=pytest.mark.family(f"GGUF {arch} ({by})", upstream="unknown architecture"))
+        for arch, by in (
+            ("dflash-draft", "buun, BeeLlama"),
+            ("qwen35-dflash-draft", "lucebox"),
+            ("gemma4-dflash-draft", "lucebox"),
+        )
+    ],
+)
+def test_upstream_does_not_know_the_architecture(arch: str, llama_cpp: Path) -> None:
+    known = (llama_cpp / "src" / "llama-arch.cpp").read_text(encoding="utf-8")
+    assert '"dflash"' in known and f'"{arch}"' not in known
+
+
+@pytest.mark.family("GGUF dflash, ids left as outputs (BeeLlama's migration)", converts="yes")
 def test_ids_that_a_migration_left_as_outputs_are_shifted(tmp_path, direct, target) -> None:
     config, tensors, made = direct(**SLIDING)
     keys = {**WINDOW, "target_layers": IDS, "block_size": 8, "n_target_features": 192, "attention.causal": False,
@@ -111,9 +129,7 @@ def test_ids_that_a_migration_left_as_outputs_are_shifted(tmp_path, direct, targ
         tokenizer_of(made)(writer)
         writer.add_uint32("tokenizer.ggml.mask_token_id", MASK)
 
-    old = write_old(
-        tmp_path / "old.gguf", "dflash", config, tensors, names=MIGRATED, keys=keys, tokenizer=tokenizer
-    )
+    old = write_old(tmp_path / "old.gguf", "dflash", config, tensors, names=MIGRATED, keys=keys, tokenizer=tokenizer)
     found, said, _ = upgraded(old, target)
     same(found, made)
     assert "outputs [0, 2, 5] -> inputs [1, 3, 6] (target_layers), which the migration script left" in said

@@ -81,7 +81,7 @@ CAUSAL = {"dflash.attention.causal": "all layers slide, so the authors mean all 
 @dataclass
 class Case:
     """`config` overrides the family's, `layout` rearranges it before it is saved; `differs` names keys that differ
-    on purpose, with the reason."""
+    on purpose, with the reason. `row`: of the table of formats, whose upstream column then says `upstream`."""
 
     family: str = "dflash"
     config: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +93,8 @@ class Case:
     edit: Callable[[Path, Tensors], Tensors] = lambda directory, tensors: tensors
     layout: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
     differs: dict[str, str] = field(default_factory=dict)
+    row: str = ""
+    upstream: str = "the same file"
 
 
 def _prefixed(directory: Path, tensors: Tensors) -> Tensors:
@@ -205,14 +207,19 @@ CASES: dict[str, Case] = {
     ),
     "llama target": Case(target={"architecture": "LlamaForCausalLM"}),
     "eagle3, vLLM's name and layer": Case(
-        "eagle3", {"architectures": ["Eagle3LlamaForCausalLM"]}, tensors={"layer_name": "layers.0"}
+        "eagle3",
+        {"architectures": ["Eagle3LlamaForCausalLM"]},
+        tensors={"layer_name": "layers.0"},
+        row="EAGLE3 (vLLM, AngelSlim)",
     ),
     "eagle3 without embeddings": Case("eagle3", tensors={"own": ()}),
     "eagle3, head_dim of its own": Case("eagle3", {"head_dim": 24}),
     "eagle3, explicit taps": Case("eagle3", {"eagle_aux_hidden_state_layer_ids": [1, 3, 6]}),
     "eagle3, norm before residual": Case("eagle3", {"norm_before_residual": True}),
     "eagle3, norm before fc": Case("eagle3", {"norm_before_fc": True}),
-    "eagle3 of SafeAILab": Case("eagle3", {"architectures": ["LlamaForCausalLM"]}, tensors={"own": ()}),
+    "eagle3 of SafeAILab": Case(
+        "eagle3", {"architectures": ["LlamaForCausalLM"]}, tensors={"own": ()}, row="EAGLE3 (SafeAILab)"
+    ),
     "eagle3 of speculators": Case(
         "eagle3",
         {
@@ -223,6 +230,7 @@ CASES: dict[str, Case] = {
         },
         tensors={"layer_name": "layers.0"},
         layout=_of_speculators,
+        row="EAGLE3 (speculators)",
     ),
     "eagle3 of speculators, older name, default taps": Case(
         "eagle3",
@@ -236,6 +244,8 @@ CASES: dict[str, Case] = {
         tensors={"layer_name": "layers.0"},
         layout=_of_speculators,
         differs={"eagle3.norm_before_residual": "upstream takes false, speculators trains and vLLM reads true"},
+        row="EAGLE3 (speculators), norm_before_residual unsaid",
+        upstream="another residual",
     ),
     "eagle3, partial rotary": Case(
         "eagle3",
@@ -245,9 +255,13 @@ CASES: dict[str, Case] = {
             "blk.0.attn_q.weight": "and reorders it",
             "blk.0.attn_k.weight": "likewise",
         },
+        row="EAGLE3, partial rotation",
+        upstream="whole heads rotated",
     ),
     "eagle3, full vocabulary": Case("eagle3", {"draft_vocab_size": VOCAB}),
-    "eagle3, another hidden size": Case("eagle3", {"hidden_size": 128, "target_hidden_size": HIDDEN}),
+    "eagle3, another hidden size": Case(
+        "eagle3", {"hidden_size": 128, "target_hidden_size": HIDDEN}, row="EAGLE3, another width than its target"
+    ),
     "eagle3, llama3 rope": Case("eagle3", {"rope_scaling": LLAMA3}),
     "eagle3, llama3 rope, long": Case(
         "eagle3",
@@ -261,11 +275,15 @@ CASES: dict[str, Case] = {
         "eagle3",
         {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 6]}},
         differs={"eagle3.target_layers": "upstream ignores eagle_config and takes its default; we read it as outputs"},
+        row="EAGLE3 (SpecForge)",
+        upstream="other layers read",
     ),
     "eagle3, norm before fc nested": Case(
         "eagle3",
         {"eagle_config": {"norm_before_fc": True}},
         differs={"eagle3.norm_before_fc": "upstream reads the top level only, although the norm's tensor is there"},
+        row="EAGLE3 (NVIDIA ModelOpt)",
+        upstream="norm before fc left out",
     ),
     "mask at top level": Case(
         config={"dflash_config": {"target_layer_ids": [0, 2, 5]}, "mask_token_id": MASK},
@@ -330,7 +348,13 @@ def run_upstream(llama_cpp: Path, jobs: list[list[str]], tmp: Path) -> list[str 
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", CASES)
+def _marked(name: str) -> Any:
+    case = CASES[name]
+    marks = [pytest.mark.family(case.row, converts="yes", upstream=case.upstream)] if case.row else []
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [_marked(name) for name in CASES])
 def test_file_equals_that_of_upstreams_converter(name: str, pairs: dict[str, Pair], llama_cpp: Path) -> None:
     case, pair = CASES[name], pairs[name]
     convert(pair.drafter, pair.target, pair.ours, case.outtype, llama_cpp=llama_cpp)

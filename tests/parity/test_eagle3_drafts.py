@@ -65,27 +65,24 @@ def pickle(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
 
 
-@pytest.mark.family("EAGLE3 (SafeAILab)", converts="yes", runs="yes", parity="≥ 40 blocks", upstream="equal")
+@pytest.mark.family("EAGLE3 (SafeAILab)", runs="yes", parity="≥ 40 blocks")
 def test_pickled_checkpoint_of_safeailab(eagle3):
     eagle3(pickle, architectures=["LlamaForCausalLM"], head_dim=16).check()
 
 
-@pytest.mark.family("EAGLE3 (vLLM, AngelSlim)", converts="yes", runs="yes", parity="≥ 40 blocks", upstream="equal")
+@pytest.mark.family("EAGLE3 (vLLM, AngelSlim)", runs="yes", parity="≥ 40 blocks")
 def test_ids_of_inputs_and_yarn_in_vllms_layout(eagle3):
     arrange = lambda folder: renamed(folder, "midlayer.", "layers.0.")  # noqa: E731
     names = {"architectures": ["Eagle3LlamaForCausalLM"], IDS: [1, 4, 5], "rope_scaling": YARN}
     eagle3(arrange, own_embeddings=True, **names).check()
 
 
-@pytest.mark.family(
-    "EAGLE3 (SpecForge)", converts="yes", runs="yes", parity="≥ 40 blocks", upstream="ids ignored: other layers read"
-)
+@pytest.mark.family("EAGLE3 (SpecForge)", runs="yes", parity="≥ 40 blocks")
 def test_ids_of_outputs_in_specforges_layout(eagle3):
     """Upstream's converter writes the usual layers instead, with which no draft is right."""
     eagle3(eagle_config={IDS: [0, 2, 4], "use_aux_hidden_state": True}).check()
 
 
-@pytest.mark.family("EAGLE3 (SpecForge)", upstream="ids ignored: other layers read")
 def test_the_usual_layers_instead_of_specforges_draft_something_else(eagle3):
     def usual(path: Path) -> None:
         other = rewrite(path, path.with_name("usual.gguf"), keys={"eagle3.target_layers": [2, 3, 3]})
@@ -96,25 +93,21 @@ def test_the_usual_layers_instead_of_specforges_draft_something_else(eagle3):
     assert gap.same_draft < gap.blocks / 2, gap
 
 
-@pytest.mark.family(
-    "EAGLE3 (NVIDIA ModelOpt)", converts="yes", runs="yes", parity="≥ 40 blocks", upstream="eagle_config ignored"
-)
+@pytest.mark.family("EAGLE3 (NVIDIA ModelOpt)", runs="yes", parity="≥ 40 blocks")
+@pytest.mark.family("EAGLE3, partial rotation", runs="yes", parity="≥ 40 blocks")
 def test_norm_before_fc_in_modelopts_eagle_config_and_partial_rotation(eagle3):
     names = {"eagle_config": {IDS: [1, 2, 3], "norm_before_fc": True}, "partial_rotary_factor": 0.5}
     eagle3(full_vocabulary=True, **names).check()
 
 
-@pytest.mark.family(
-    "EAGLE3 (speculators)", converts="yes", runs="yes", parity="≥ 40 blocks", upstream="equal if all keys are there"
-)
+@pytest.mark.family("EAGLE3 (speculators)", runs="yes", parity="≥ 40 blocks")
+@pytest.mark.family("EAGLE3 (speculators), norm_before_residual unsaid", runs="yes", parity="≥ 40 blocks")
 def test_nested_config_of_speculators_with_llama3_rope(eagle3):
     """The residual is unsaid: taken as trained."""
     names = {"architectures": ["Eagle3DraftModel"], IDS: [1, 4, 5], "rope_scaling": LLAMA3}
     eagle3(nested, own_embeddings=True, **names).check()
 
 
-@pytest.mark.family(
-    "EAGLE3 (another width than its target)", converts="yes", runs="yes", parity="≥ 40 blocks", upstream="equal"
-)
+@pytest.mark.family("EAGLE3, another width than its target", runs="yes", parity="≥ 40 blocks")
 def test_drafter_narrower_than_its_target(eagle3):
     eagle3(own_embeddings=True, hidden_size=128, target_hidden_size=256).check()

@@ -82,7 +82,6 @@ def chain(model: Any, features: torch.Tensor, tokens: list[int], count: int) -> 
     return torch.stack(logits)
 
 
-@pytest.mark.family("EAGLE3 (speculators)", parity="its reference equals PyPI speculators 0.9.0")
 @pytest.mark.parametrize(
     "changes",
     [

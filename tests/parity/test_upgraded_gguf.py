@@ -41,15 +41,13 @@ def gap(drafts, drafter, tiny_gguf, tmp_path):
     return run
 
 
-@pytest.mark.family("GGUF of buun and BeeLlama (dflash-draft)", converts="yes", runs="yes", parity="≥ 40 blocks",
-                    upstream="not loaded: unknown architecture")  # fmt: skip
+@pytest.mark.family("GGUF dflash-draft (buun, BeeLlama)", converts="yes", runs="yes", parity="≥ 40 blocks")
 def test_file_of_buun_and_beellama_with_windows(gap):
     window = {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention"] * 2}
     keys = {"attention.causal": False, "attention.sliding_window": 20, "attention.sliding_window_pattern": [True] * 2}
     gap("dflash-draft", BUUN, keys, **window).check()
 
 
-@pytest.mark.family("GGUF of lucebox (qwen35-dflash-draft)", converts="yes", runs="yes", parity="≥ 40 blocks",
-                    upstream="not loaded: unknown architecture")  # fmt: skip
+@pytest.mark.family("GGUF qwen35-dflash-draft (lucebox)", converts="yes", runs="yes", parity="≥ 40 blocks")
 def test_file_of_lucebox_with_a_wrong_rope_base(gap):
     gap("qwen35-dflash-draft", LUCEBOX, {"dflash.n_target_layers": 3}, {"rope_theta": 1e6}).check()
