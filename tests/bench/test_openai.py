@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from dflash_tools.bench.arms import Request, Setting
 from dflash_tools.bench.cli import main
@@ -136,3 +138,20 @@ def test_the_command_asks_an_engine_and_keeps_its_answer(tmp_path, capsys):
         assert main([*words, "--work", str(tmp_path), "--out", str(tmp_path / "run")]) == 0
     assert "By suite: chat, temperature 0" in capsys.readouterr().out
     assert read(tmp_path / "run.json").answers[0].text == "One two three"
+
+
+def test_a_study_that_is_told_to_end_keeps_what_it_has(tmp_path, capsys, monkeypatch):
+    with serve(Stub()) as stub:
+        ask = OpenAIArm.ask
+
+        def end_later(self: OpenAIArm, request: Request):
+            if len(stub.asked) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return ask(self, request)
+
+        monkeypatch.setattr(OpenAIArm, "ask", end_later)
+        words = ["--suites", "prose", "--prompts", "2", "--repeats", "9", "--warmup", "0", "--work", str(tmp_path)]
+        assert main(["run", "--server", f"other={stub.url}", *words, "--out", str(tmp_path / "run")]) == 1
+    assert "broken off: interrupted" in capsys.readouterr().out
+    assert sum(len(series.values) for series in read(tmp_path / "run.json").select("tokens")) == 3
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

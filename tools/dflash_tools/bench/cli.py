@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run bench-dflash with the words after its name; returns the exit status."""
     args = _parser().parse_args(argv)
     bodies = {"cost": _cost, "run": _run, "compare": _compare, "show": _show}
-    return run_cli(PROG, lambda: bodies[args.command](args))
+    with _terminable():
+        return run_cli(PROG, lambda: bodies[args.command](args))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: its servers are stopped, and what was measured is kept."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
