@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dflash_tools.errors import UserError, run_cli
+from dflash_tools.errors import UserError, printable, run_cli
 
 from dflash_convert.conversion import LoadedTarget, convert
 from dflash_convert.drafter import Drafter
@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
             except UserError as e:
                 if len(args.drafters) == 1 or args.debug:
                     raise
-                print(f"{PROG}: {drafter} is not converted: {e}", file=sys.stderr)
+                print(printable(f"{PROG}: {drafter} is not converted: {e}"), file=sys.stderr)
     return int(len(made) < len(args.drafters))
 
 
@@ -125,10 +125,10 @@ def _convert_one(drafter: str, target: LoadedTarget, made: list[Path], args: arg
         progress=show,
     )
     for warning in description.warnings:
-        print(f"{PROG}: warning: {warning}", file=sys.stderr)
+        print(printable(f"{PROG}: warning: {warning}"), file=sys.stderr)
     if made:
         print()
-    print(_summary(description, target.target.path, outfile, size), flush=True)
+    print(printable(_summary(description, target.target.path, outfile, size)), flush=True)
     return outfile
 
 

@@ -200,6 +200,8 @@ def _sentence(wanted: HubId, revision: str | None, error: Exception) -> str:
     """What went wrong with the Hub, in one sentence that says what to do."""
     from huggingface_hub import constants, errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why it looked into the cache at all
     status = getattr(getattr(error, "response", None), "status_code", None)
     log_in = "log in (`hf auth login`) or set HF_TOKEN"
     if isinstance(error, errors.HFValidationError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from dflash_tools.errors import UserError
+from dflash_tools.errors import UserError, printable
 from gguf import GGML_QUANT_SIZES
 
 from dflash_convert.check import check_target, shape_text
@@ -247,5 +247,5 @@ def _size(n: int) -> str:
 
 def _plain(value: str) -> str:
     """One line of printable text."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in value.replace("\n", " "))
+    text = printable(value.replace("\n", " "))
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."

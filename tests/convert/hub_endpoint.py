@@ -19,7 +19,7 @@ COMMIT = "c0ffee" * 6 + "0001"
 class Endpoint:
     """Repositories by id (directories of files), and what was asked for.
 
-    broken: an id -> the status and the error code that the Hub answers; on "files" only those of files are.
+    broken: an id -> the status and the error code that the Hub answers; `broken_files`: only where files are asked for
     cut: file name -> bytes after which a connection that sends it is closed, once
     requests: (method, path, Range header) of each request
     """
@@ -28,7 +28,7 @@ class Endpoint:
     repos: dict[str, Path] = field(default_factory=dict)
     revisions: set[str] = field(default_factory=lambda: {"main", COMMIT})
     broken: dict[str, tuple[int, str]] = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)
+    broken_files: dict[str, tuple[int, str]] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
@@ -77,8 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         words = path.removeprefix("/api/models").split("/")
         repo = "/".join(words[1:3])
         if repo in self.hub.broken:
-            status, code = self.hub.broken[repo]
-            return self._error(status, code)
+            return self._error(*self.hub.broken[repo])
         if repo not in self.hub.repos:
             return self._error(401, "RepoNotFound")  # the Hub does not tell a private repository from none
         kind, revision = (words[3], words[4]) if len(words) > 4 else ("revision", "main")
@@ -90,11 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": name} for name in files]
             return self._json({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings})
         if is_api and kind == "tree":
-            return self._json([
-                {"type": "file", "path": name, "size": p.stat().st_size, "oid": _etag(p)} for name, p in files.items()
-            ])
-        if repo in self.hub.gated:
-            return self._error(403, "GatedRepo")
+            return self._json(
+                [{"type": "file", "path": name, "size": p.stat().st_size, "oid": _etag(p)} for name, p in files.items()]
+            )
+        if repo in self.hub.broken_files:
+            return self._error(*self.hub.broken_files[repo])
         name = "/".join(words[5:])
         if name not in files:
             return self._error(404, "EntryNotFound")

@@ -143,12 +143,12 @@ def test_a_revision_is_fetched_and_a_wrong_one_named(hub: Endpoint) -> None:
         find_drafter(DRAFTER, "v3")
 
 
-def gate(hub: Endpoint) -> None:
-    hub.gated.add(DRAFTER)
-
-
 def answer(status: int, code: str = "") -> Callable[[Endpoint], None]:
     return lambda hub: hub.broken.update({DRAFTER: (status, code)})
+
+
+def answer_for_files(status: int, code: str = "") -> Callable[[Endpoint], None]:
+    return lambda hub: hub.broken_files.update({DRAFTER: (status, code)})
 
 
 def without(*files: str) -> Callable[[Endpoint], None]:
@@ -158,7 +158,12 @@ def without(*files: str) -> Callable[[Endpoint], None]:
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
-        (gate, "lab/Tiny-DFlash: gated: accept its conditions at http.*/lab/Tiny-DFlash, then log in"),
+        (
+            answer_for_files(403, "GatedRepo"),
+            "lab/Tiny-DFlash: gated: accept its conditions at http.*/lab/Tiny-DFlash, then log in",
+        ),
+        (answer_for_files(429), "rate limit is reached; wait"),
+        (answer_for_files(503), "answers HTTP 503; try again later"),
         (lambda hub: hub.repos.pop(DRAFTER), "no such file or directory, nor a repository on the Hub"),
         (answer(404, "RepoNotFound"), "no such file or directory, nor a repository on the Hub"),
         (answer(429), "rate limit is reached; wait"),

@@ -155,6 +155,13 @@ def test_nothing_in_a_file_reaches_the_terminal_as_it_is(made: Path, tmp_path: P
     assert max(map(len, shown.splitlines())) < 500
 
 
+def test_nor_does_it_when_it_is_refused(tmp_path: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "d", dflash_config(architectures=["\ud800\x1b[31m"]), dflash_tensors(dflash_config()))
+    assert main([str(path), "--target", str(target)]) == 1
+    said = capsys.readouterr().err
+    assert said.replace("\n", "").isprintable() and "\\ud800\\x1b[31m" in said
+
+
 def test_a_target_is_needed_to_convert_but_not_to_check(checkpoint: Path) -> None:
     with pytest.raises(SystemExit) as e:
         main([str(checkpoint)])

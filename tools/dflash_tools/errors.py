@@ -25,7 +25,7 @@ def run_cli(prog: str, body: Callable[[], int | None]) -> int:
     except UserError as e:
         if "--debug" in sys.argv:
             raise
-        print(f"{prog}: {e}", file=sys.stderr)
+        print(f"{prog}: {printable(str(e))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
@@ -33,6 +33,11 @@ def run_cli(prog: str, body: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def printable(text: str) -> str:
+    """`text` with control characters shown and not sent, as messages quote files that somebody else wrote."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def join_words(words: Sequence[object], last: str = "and") -> str:
