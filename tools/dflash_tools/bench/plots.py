@@ -166,7 +166,7 @@ def _key(series: Series, without: tuple[str, ...]) -> tuple[str, ...]:
 def _name(series: Series, labels: tuple[str, ...]) -> str:
     """`fork, shape 8b, acceptance 7`: the build and those of its labels that tell it apart."""
     told = [f"{name} {series.labels[name]}" for name in labels if series.labels.get(name, "0") != "0"]
-    return ", ".join([series.build, *told])
+    return ", ".join([series.build, *("plain" if text == f"drafter {PLAIN}" else text for text in told)])
 
 
 def _number(text: str) -> float | None:

@@ -15,7 +15,18 @@ from dflash_tools.table import table
 UNKNOWN = "-"
 _FEW = 12
 _BRIEF = (
-    *("target", "drafter", "drafters", "builds", "options", "server options", "max_tokens", "sampling", "repeats"),
+    *(
+        "shape",
+        "target",
+        "drafter",
+        "drafters",
+        "builds",
+        "options",
+        "server options",
+        "max_tokens",
+        "sampling",
+        "repeats",
+    ),
     *("interleave", "machine", "started"),
 )
 _NOT_BRIEF = ("bytes", "digest")
@@ -35,7 +46,7 @@ class Section:
 def title(record: Record) -> str:
     what = {"cost": "what a round costs", "run": "what a drafter brings"}[record.kind]
     target = record.conditions.get("target")
-    name = target.get("file", "") if isinstance(target, dict) else target or record.conditions.get("shape", "")
+    name = (target.get("file") if isinstance(target, dict) else None) or record.conditions.get("shape")
     return f"{name}: {what}" if name else what[0].upper() + what[1:]
 
 
@@ -219,7 +230,8 @@ def _prompt_section(record: Record) -> Section:
 
 
 def _cost_sections(record: Record) -> list[Section]:
-    return [Section(header[0], tuple(header), tuple(map(tuple, rows))) for header, rows in cost_tables(record)]
+    tables = cost_tables(record)
+    return [Section(header[0], ("at", *header[1:]), tuple(map(tuple, rows))) for header, rows in tables]
 
 
 def _condition(value: object) -> str:
