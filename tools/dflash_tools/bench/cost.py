@@ -161,9 +161,13 @@ class Study:
         return notes
 
     def _expected(self, case: Case) -> float:
-        """Seconds: what the case took before, or else the longest of its kind so far and a fifth more."""
+        """Seconds: what the case took before, or else the longest of its kind so far, a fifth more, and its prompts."""
+        if case in self.seconds:
+            return self.seconds[case]
         alike = [s for other, s in self.seconds.items() if bool(other.rows) == bool(case.rows)]
-        return self.seconds.get(case, 1.2 * max(alike, default=0.0))
+        slowest = min((min(s.values) for s in self.record.select("prefill_rate")), default=0.0)
+        tokens = case.context + sum(probe.prompt * probe.samples for probe in case.probes)
+        return 1.2 * max(alike, default=0.0) + (len(self.builds) * tokens / slowest if slowest else 0.0)
 
     def _one(self, build: Build, case: Case) -> None:
         if (case, build.name) in self.failed:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Lane "gpu": build the fork with CUDA for the GPU that is here, then everything that lane fork-cpu runs, on it.
+# Correctness on a GPU: build the fork with CUDA for the GPU that is here, then everything that lane fork-cpu runs, on it.
 # Words after the script's name go to build-fork, e.g. --source .fork/pinned.git.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 export PYTHONPATH=convert:tools${PYTHONPATH:+:$PYTHONPATH}
 

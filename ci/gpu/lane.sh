@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Lane "gpu": on a machine with a GPU and no network, in nine minutes: programs, operators, the tiny pairs, and what a
+# round costs on the fork and on upstream. Everything that is worth keeping lies in one folder at the end.
+#
+#   ci/gpu/lane.sh [--out DIR] [--pack FILE] [--backend cuda] [--shapes "qwen3-8b qwen3.5-27b"] [--minutes 9]
+#                  [--skip-tests] [--cost "words for bench-dflash cost"] [words for build-fork ...]
+#
+# Without --pack both builds are made here (a compiler cache makes the second one short). With --pack they come from
+# ci/gpu/pack.sh. PYTHON names the interpreter; it needs numpy and gguf, and for the tiny pairs torch and transformers.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-$( [[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
+export PYTHONPATH=convert:tools${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+out=${OUT:-bench-results/gpu} pack='' backend=cuda shapes='qwen3-8b qwen3.5-27b' minutes=9 tests=yes cost=''
+while [[ ${1:-} == --* ]]; do
+    case $1 in
+        --out) out=$2 ;; --pack) pack=$2 ;; --backend) backend=$2 ;; --shapes) shapes=$2 ;; --minutes) minutes=$2 ;;
+        --cost) cost=$2 ;; --skip-tests) tests=no; shift; continue ;;
+        *) break ;;
+    esac
+    shift 2
+done
+mkdir -p "$out" .bench
+end=$("$python" -c "print(int($minutes * 60))")
+step() { printf '\n== %s (%d s of %d)\n' "$1" "$SECONDS" "$end"; }
+
+programs() {
+    step programs
+    if [[ -n $pack ]]; then
+        rm -rf .bench/bin && mkdir .bench/bin && tar -C .bench/bin -xf "$pack"
+    else
+        local native=(); [[ $backend == cuda ]] && native=(--cuda-arch native)
+        "$python" -m dflash_tools.fork.cli build --backend "$backend" "${native[@]}" "$@"
+        "$python" -m dflash_tools.fork.cli build --upstream --backend "$backend" "${native[@]}" "$@"
+    fi
+    "$fork/llama-server" --version
+    "$fork/llama-server" --list-devices
+}
+
+correct() {
+    step operators
+    ci/gpu/operators.sh "$fork" || echo "FAIL: operators"
+    step 'tiny pairs'
+    if [[ -d .fork/pinned.git || -n ${DFLASH_SOURCE:-} ]]; then
+        # the texts are compared in float32, which cuBLAS would otherwise round to TF32
+        NVIDIA_TF32_OVERRIDE=0 "$python" -m dflash_tools.demo --bin-dir "$fork" --work .bench/tiny || echo "FAIL: tiny pairs"
+    else
+        echo "not run: llama.cpp's converter, which makes their targets, is not here (set DFLASH_SOURCE)"
+    fi
+}
+
+costs() {
+    local left share shape
+    left=$(wc -w <<<"$shapes")
+    for shape in $shapes; do
+        step "cost of $shape"
+        share=$("$python" -c "print(max(0.5, ($end - $SECONDS - 10) / 60 / $left))")
+        # shellcheck disable=SC2086  # words
+        "$python" -m dflash_tools.bench.cli cost --shape "$shape" --bin "$fork" --baseline "$upstream" \
+            --minutes "$share" --models .bench/models --logs ".bench/logs/$shape" --out "$out/cost-$shape" $cost \
+            || echo "FAIL: cost of $shape"
+        left=$((left - 1))
+    done
+    tar -C .bench -czf "$out/logs.tar.gz" logs
+    step done
+}
+
+if [[ -n $pack ]]; then fork=.bench/bin/fork upstream=.bench/bin/upstream; else fork=.fork/bin upstream=.fork/upstream-bin; fi
+{
+    programs "$@"
+    [[ $tests == no ]] || correct
+    costs
+} 2>&1 | tee "$out/lane.log"
+! grep -q '^FAIL' "$out/lane.log"
