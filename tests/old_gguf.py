@@ -27,7 +27,15 @@ _LAYER = {
     "mlp.down_proj": "ffn_down",
 }
 BUUN = {"fc": "dflash_fc", "hidden_norm": "dflash_hidden_norm", "post_attention_layernorm": "post_attention_norm"}
-LUCEBOX = {"fc": "dflash.fc", "hidden_norm": "dflash.hidden_norm", "post_attention_layernorm": "ffn_norm"}
+LUCEBOX = {
+    "fc": "dflash.fc",
+    "hidden_norm": "dflash.hidden_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "markov_head.markov_w1.weight": "dflash.dspark.markov.w1",
+    "markov_head.markov_w2.weight": "dflash.dspark.markov.w2",
+    "confidence_head.proj.weight": "dflash.dspark.confidence.weight",
+    "confidence_head.proj.bias": "dflash.dspark.confidence.bias",
+}
 MIGRATED = {"fc": "fc", "hidden_norm": "enc.output_norm", "post_attention_layernorm": "ffn_norm"}
 
 
@@ -84,6 +92,8 @@ def write_old(
 
 def old_name(name: str, names: dict[str, str]) -> str:
     """The name of a z-lab tensor in a file of that engine."""
+    if name in names:
+        return names[name]
     parts = name.removesuffix(".weight").split(".", 2)
     if parts[0] == "layers":
         return f"blk.{parts[1]}.{ {**_LAYER, **names}[parts[2]] }.weight"

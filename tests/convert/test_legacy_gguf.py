@@ -11,6 +11,7 @@ from checkpoints import MASK, dflash_config, dflash_tensors, eagle3_config, eagl
 from dflash_convert.cli import main
 from dflash_convert.conversion import convert
 from dflash_tools.errors import UserError
+from dspark_checkpoints import RANK, dspark_tensors, specforge
 from gguf import GGMLQuantizationType as T
 from old_gguf import BUUN, LUCEBOX, MIGRATED, rewrite, tokenizer_of, write_old
 from test_oracle import QWEN35, contents
@@ -90,6 +91,18 @@ def test_luceboxs_file_equals_the_one_made_from_the_checkpoint(tmp_path, direct,
     assert "rope base: 1e+06 -> 1e+07, the target's" in said
     assert "tokenizer: taken from the target, the file has none" in said
     assert "--sliding-window 2048" in warnings[0]
+
+
+def test_luceboxs_dspark_file_equals_the_one_made_from_the_checkpoint(tmp_path, target) -> None:
+    config = specforge(rope_theta=1e7)
+    tensors, made = dspark_tensors(config), tmp_path / "direct.gguf"
+    convert(save(tmp_path / "checkpoint", config, tensors), target, made, "bf16")
+    keys = {**OLD, "dflash.block_size": 7, "dflash.dspark.enabled": 1, "dflash.dspark.markov_rank": RANK,
+            "dflash.dspark.vocab_size": 320, "dflash.dspark.confidence_dim": 64 + RANK}  # fmt: skip
+    old = write_old(tmp_path / "old.gguf", "dflash-draft", config, tensors, names=LUCEBOX, keys=keys)
+    found, said, _ = upgraded(old, target)
+    same(found, made)
+    assert "dflash.dspark.markov.w1 -> markov_w1.weight" in said and "sample_from_anchor" in said
 
 
 @pytest.mark.family("GGUF gemma4-dflash-draft (lucebox)", converts="yes")
