@@ -39,12 +39,20 @@ from checkpoints import (
     save,
     write_json,
 )
+from dflash_checkpoints import (
+    dflash2_config,
+    dflash2_tensors,
+    muse_config,
+    muse_tensors,
+    speculators_config,
+    speculators_tensors,
+)
 from dflash_convert.conversion import LoadedTarget, convert
 from dflash_convert.gguf_file import Metadata, text
 from dflash_convert.inspection import inspect
 from dflash_convert.pretokenizer import name_from_tokenizer_json
 from dflash_tools.errors import UserError
-from dspark_checkpoints import deepspec, dspark_tensors, speculators
+from dspark_checkpoints import deepspec, dspark_tensors, gemma4, gemma4_tensors, specforge, speculators
 
 SEED = 20261122
 LIMIT = 10.0
@@ -143,7 +151,7 @@ def start_of(n: int) -> Mutator:
 def changed_json(value: Any, rng: random.Random) -> Any:
     """A JSON value with a few nodes replaced, removed, added or renamed."""
     out = json.loads(json.dumps(value))
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):  # one is enough to get past, or not, whatever is checked first
         nodes = [out]
         nodes += (v for node in nodes if isinstance(node, (dict, list)) for v in _children(node) if _is_node(v))
         node = rng.choice([n for n in nodes if _is_node(n)] or [{}])
@@ -215,11 +223,13 @@ def _hostile_pickle(rng: random.Random) -> bytes:
     """Pickles that call something, that are no mapping, or that describe tensors larger than what they hold."""
     call = rng.choice((b"cos\nsystem\n", b"cposix\nsystem\n", b"cbuiltins\neval\n", b"csubprocess\nPopen\n"))
     plain: list[Any] = [[], {}, "x", {"a": 1}, {1: 2}, {"a": {"b": []}}, None, b"x", {"fc.weight": [1.0]}]
-    return rng.choice([
-        b"\x80\x02" + call + b"X\x04\x00\x00\x00truetR.",
-        b"\x80\x02" + call + b"(X\x04\x00\x00\x00truetR.",
-        *(pickle.dumps(v, 2) for v in plain),
-    ])
+    return rng.choice(
+        [
+            b"\x80\x02" + call + b"X\x04\x00\x00\x00truetR.",
+            b"\x80\x02" + call + b"(X\x04\x00\x00\x00truetR.",
+            *(pickle.dumps(v, 2) for v in plain),
+        ]
+    )
 
 
 def _hostile_tensors(own: dict[str, torch.Tensor]) -> list[bytes]:
@@ -309,8 +319,15 @@ def make_cases(folder: Path) -> list[Case]:
         "dflash": dflash,
         "eagle3": drafter("eagle3", yarn, eagle3_tensors(yarn)),
         "deepspec": drafter("deepspec", deepspec(), dspark_tensors(deepspec(), own=("embed_tokens", "lm_head"))),
+        "specforge": drafter("specforge", specforge(), dspark_tensors(specforge())),
+        "gemma4": drafter("gemma4", gemma4(), gemma4_tensors(gemma4())),
         "speculators": drafter("speculators", speculators(), dspark_tensors(speculators())),
+        "dflash2": drafter("dflash2", dflash2_config(), dflash2_tensors(dflash2_config())),
+        "muse": drafter("muse", muse_config(), muse_tensors(muse_config())),
     }
+    for name, second in (("speculators dflash", False), ("speculators dflash2", True)):
+        config = speculators_config(second)
+        families[name] = drafter(name, config, speculators_tensors(config))
     cases = [
         Case(name, files, [("model.safetensors", safetensors_file), ("config.json", json_file)], to_gguf)
         for name, files in families.items()
@@ -367,7 +384,7 @@ def make_cases(folder: Path) -> list[Case]:
         return shown
 
     gguf_cases = [c for c in cases if c.name in ("dflash gguf", "eagle3 gguf")]
-    for case in [c for c in cases if c.name in families] + gguf_cases:
+    for case in [c for c in cases if c.name in ("dflash", "eagle3", "deepspec", "dflash2")] + gguf_cases:
         cases.append(Case(f"check {case.name}", case.files, case.damage, check))
 
     tokenizer = {
