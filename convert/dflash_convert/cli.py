@@ -112,7 +112,8 @@ def _check(args: argparse.Namespace) -> int:
 def _convert_one(drafter: str, target: LoadedTarget, made: list[Path], args: argparse.Namespace) -> Path:
     """Convert `drafter` and say what came out; `made` are the files of those before it."""
     path = find_drafter(drafter, args.revision)
-    show = _progress_line() if sys.stderr.isatty() else lambda done, total: None
+    then = f"; now llama-quantize to {args.outtype}" if args.outtype in QUANTISED else ""
+    show = _progress_line(then) if sys.stderr.isatty() else lambda done, total: None
     description, outfile, size = convert(
         path,
         target,
@@ -152,7 +153,8 @@ def _summary(drafter: Drafter, target: Path, outfile: Path, size: int) -> str:
     return "\n".join([*text, f"serve it:   llama-server -m {served} -md {outfile} {drafter.switch}"])
 
 
-def _progress_line() -> Callable[[int, int], None]:
+def _progress_line(then: str) -> Callable[[int, int], None]:
+    """Shows how far it is, and at the end `then`."""
     shown = -1
 
     def show(done: int, total: int) -> None:
@@ -160,7 +162,7 @@ def _progress_line() -> Callable[[int, int], None]:
         percent = 100 * done // max(1, total)
         if percent != shown:
             shown = percent
-            end = "\n" if done == total else ""
+            end = f"{then}\n" if done == total else ""
             print(f"\r{PROG}: {percent:3d} % of {total / 1e6:.0f} MB", end=end, file=sys.stderr)
 
     return show

@@ -34,7 +34,7 @@ _FINE_BITS = 5.5
 _FINE = ("fc.", "selector_", "markov_", "conf_proj")
 _T = TypeVar("_T")
 _UNKNOWN = Target(
-    path=Path("its target"), architecture="", hidden_size=None, vocab_size=None, n_layers=None, mrope=False, tied=False
+    path=Path("TARGET"), architecture="", hidden_size=None, vocab_size=None, n_layers=None, mrope=False, tied=False
 )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import socket
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -215,15 +219,20 @@ def test_what_is_no_id_is_a_path(text: str, hub: Endpoint) -> None:
 
 
 def test_a_command_line_of_its_own(hub: Endpoint, tmp_path: Path) -> None:
-    """With the client's own environment variables, in a process of its own."""
+    """With the client's own environment variables, in a process of its own; progress is for terminals."""
     env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": SOURCES}
-    for drafter, status in ((DRAFTER, 0), ("lab/none", 1)):
-        command = [sys.executable, "-m", "dflash_convert.cli", drafter, "--target", TARGET, "--outfile", "o.gguf"]
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == status, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "lab/none: no such file" in done.stderr
-    assert (tmp_path / "o.gguf").is_file() and (tmp_path / "home" / "hub" / "models--lab--Tiny-DFlash").is_dir()
+    command = [sys.executable, "-m", "dflash_convert.cli", "--check"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    done = subprocess.run([*command, DRAFTER], env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    assert done.returncode == 0 and "DFlash, served with --dflash" in done.stdout
+    assert b"100%" in os.read(ours, 1 << 16)
+    os.close(ours)
+    os.close(theirs)
+    assert (tmp_path / "home" / "hub" / "models--lab--Tiny-DFlash").is_dir()
+    done = subprocess.run([*command, TARGET, "--target", "lab/none"], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "lab/none: no such file" in done.stderr, done.stderr
 
 
 def free_port() -> int:

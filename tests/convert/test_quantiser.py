@@ -3,6 +3,11 @@ tested in tests/server/test_quantised_drafters.py."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import dflash_convert.quantiser
@@ -12,7 +17,11 @@ from dflash_convert.checkpoint import open_checkpoint
 from dflash_convert.cli import convert, main
 from dflash_convert.quantiser import plain_type
 from dflash_tools.errors import UserError
+from dflash_tools.fork.plan import PROGRAMS
 from dflash_tools.fork.workspace import Workspace
+from fuzz import small_target
+
+SOURCES = os.pathsep.join(str(Path(__file__).parents[2] / d) for d in ("convert", "tools"))
 
 
 @pytest.fixture
@@ -64,6 +73,32 @@ def test_a_quantiser_that_fails_leaves_nothing(
     with pytest.raises(UserError, match=said):
         convert(drafter, target, out / "o.gguf", "q4_k_m")
     assert [p.name for p in out.iterdir()] == ["o.gguf"] and (out / "o.gguf").read_bytes() == b"before"
+
+
+def test_interruption_ends_the_quantiser_and_leaves_nothing(tmp_path: Path, drafter: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / ".fork").mkdir(parents=True)
+    (checkout / "pyproject.toml").write_text('name = "llama-dflash"\n', encoding="utf-8")
+    folder = program(checkout / ".fork" / "bin", f"echo $$ > {tmp_path / 'pid'}; exec sleep 60")
+    for other in PROGRAMS:
+        if other != "llama-quantize":
+            (folder / other).touch()
+    out = tmp_path / "out"
+    out.mkdir()
+    words = [drafter, "--target", small_target(tmp_path / "t.gguf"), "--outfile", out / "o", "--outtype", "q4_0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dflash_convert.cli", *map(str, words)], cwd=checkout, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": SOURCES},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(out.iterdir())) == 1
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted" in said and list(out.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_it_quantises_from_the_type_that_loses_nothing(tmp_path: Path) -> None:
