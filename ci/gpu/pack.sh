@@ -16,7 +16,7 @@ if touched=$(grep -hE '^diff --git a/ggml/(include|src/(ggml-cuda|ggml-cpu|ggml-
     printf 'pack.sh: patches change the ggml libraries, so they are not the same for both builds:\n%s\n' "$touched" >&2
     exit 1
 fi
-work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+work=$(mktemp -d); trap 'rm -rf "$work" "$4.$$.part"' EXIT
 for side in "fork:$1" "upstream:$2"; do
     name=${side%%:*} from=${side#*:}
     mkdir "$work/$name"
@@ -32,5 +32,5 @@ done
 for file in "$work"/upstream/*; do
     [[ ! -L $file ]] && cmp -s "$file" "$work/fork/$(basename "$file")" && ln -f "$work/fork/$(basename "$file")" "$file"
 done
-tar -C "$work" -c fork upstream | xz -T0 -3 > "$4.part" && mv "$4.part" "$4"
+tar -C "$work" -c fork upstream | xz -T0 -6 > "$4.$$.part" && mv "$4.$$.part" "$4"
 ls -l "$4"

@@ -207,6 +207,34 @@ def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path, capsys):
     assert read(tmp_path / "record.json").series == record.series
 
 
+HELP = {
+    "fork": "...\n-bs,   --backend-sampling, -nbs, --no-backend-sampling\n--dflash [FNAME]  speculative decoding\n",
+    "upstream": "...\n-bs,   --backend-sampling\n--spec-type none,draft-eagle3,draft-dflash,ngram-mod\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "host"),
+    [
+        ("fork", ("--dflash", "--spec-draft-n-max", "15"), ("--no-backend-sampling",)),
+        ("upstream", ("--spec-type", "draft-dflash", "--spec-draft-n-max", "15"), ()),
+    ],
+)
+def test_each_build_is_asked_in_its_own_words(tmp_path, name, switch, host):
+    server = tmp_path / "llama-server"
+    server.write_text(f"#!/bin/sh\ncat <<'END'\n{HELP[name]}END\n")
+    server.chmod(0o755)
+    assert Build.find(name, tmp_path, 15) == Build(name, tmp_path, switch, host)
+
+
+def test_a_build_without_dflash_is_refused(tmp_path):
+    server = tmp_path / "llama-server"
+    server.write_text("#!/bin/sh\necho usage\n")
+    server.chmod(0o755)
+    with pytest.raises(UserError, match="names neither --dflash nor draft-dflash"):
+        Build.find("old", tmp_path, 15)
+
+
 def test_a_folder_that_is_no_build_is_said(tmp_path):
     with pytest.raises(UserError, match="llama-server: cannot be run"):
         run_cost(arguments("--shape", "tiny-hybrid", "--bin", str(tmp_path)))

@@ -28,11 +28,14 @@ _GREEDY = {"temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
 
 @dataclass(frozen=True)
 class Build:
-    """A folder of programs under the name it has in the record, and how its server is told to draft."""
+    """A folder of programs under the name it has in the record, how its server is told to draft, and how to sample on
+    the host where that is not what it does by itself.
+    """
 
     name: str
     bin: Path
     switch: tuple[str, ...]
+    host_sampling: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, name: str, bin_dir: Path, depth: int) -> Build:
@@ -42,10 +45,11 @@ class Build:
         except (OSError, subprocess.SubprocessError) as cause:
             raise UserError(f"{bin_dir / 'llama-server'}: cannot be run ({cause}); build-fork makes it") from cause
         deep = ("--spec-draft-n-max", str(depth))
+        host = ("--no-backend-sampling",) if "--no-backend-sampling" in done.stdout else ()
         if "\n--dflash" in done.stdout:
-            return cls(name, bin_dir, ("--dflash", *deep))
+            return cls(name, bin_dir, ("--dflash", *deep), host)
         if "draft-dflash" in done.stdout:
-            return cls(name, bin_dir, ("--spec-type", "draft-dflash", *deep))
+            return cls(name, bin_dir, ("--spec-type", "draft-dflash", *deep), host)
         raise UserError(f"{bin_dir / 'llama-server'}: its help names neither --dflash nor draft-dflash")
 
 
@@ -66,7 +70,7 @@ def run_case(build: Build, case: Case, files: Files, depth: int, record: Record,
     server = LlamaServer(
         build.bin, files.target, files.drafter if case.acceptance else None,
         switch=(*build.switch, "--spec-synth-len", f"{mean_tokens(case.acceptance, depth):g}"),
-        extra=(*_arguments(case, depth), *extra), log=log, start_seconds=_START_SECONDS, timeout=_ANSWER_SECONDS,
+        extra=(*_arguments(build, case, depth), *extra), log=log, start_seconds=_START_SECONDS, timeout=_ANSWER_SECONDS,
     )  # fmt: skip
     with server:
         _ask(server, _WARM_UP, files.vocab, -1)
@@ -80,13 +84,13 @@ def run_case(build: Build, case: Case, files: Files, depth: int, record: Record,
     _add_memory(record, build, case, depth, log, None if before is None or used is None else used - before)
 
 
-def _arguments(case: Case, depth: int) -> list[str]:
+def _arguments(build: Build, case: Case, depth: int) -> list[str]:
     """Both builds get the same, so that what differs is the build and not its defaults."""
     return [
         *("-c", str(case.slots * case.cells(depth)), "-np", str(case.slots), "--no-kv-unified"),
         *("-ngl", "99", "-fa", "on", "--fit", "off", "-ctk", case.kv, "-ctv", case.kv),
         *(("-ctkd", case.kv, "-ctvd", case.kv) if case.acceptance else ()),
-        "--backend-sampling" if case.sampler == "device" else "--no-backend-sampling",
+        *(("--backend-sampling",) if case.sampler == "device" else build.host_sampling),
         *("--cache-ram", "0", "-lv", "4"),  # 4 logs the sizes of buffers, and nothing per step
     ]
 
