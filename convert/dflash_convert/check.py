@@ -81,12 +81,15 @@ def check_target(where: Path, drafter: Drafter, target: Target) -> None:
     if n is None:
         return
     # the input of layer n is the output of the last one; only some targets of llama.cpp can be tapped there
-    last = n if drafter.arch == "eagle3" or target.has_final_tap else n - 1
+    final = target.has_final_state if drafter.arch == "eagle3" else target.has_final_tap
+    last = n if final else n - 1
     wrong = [t for t in drafter.taps if not 0 <= t <= last]
     if wrong:
         raise UserError(
             f"{where}: taps the input of layer {join_words(wrong)} of the target, {target.path} has {n} layers "
-            f"(inputs 0 to {last} can be tapped). {ask}"
+            f"(inputs 0 to {last} can be tapped"
+            + ("; llama.cpp does not hand out what leaves its last layer" if wrong == [n] else "")
+            + f"). {ask}"
         )
 
 

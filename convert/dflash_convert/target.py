@@ -21,6 +21,12 @@ _FINAL_TAP = frozenset({
     "DeepseekV4ForCausalLM", "NemotronHForCausalLM", "MiMoV2ForCausalLM", "MiMoV2FlashForCausalLM",
     "deepseek4", "nemotron_h", "nemotron_h_moe", "mimo2",
 })  # fmt: skip
+# Targets of which llama.cpp hands EAGLE3 no state after the last layer (`t_h_nextn` of their graph is not set): it would
+# read memory that nobody wrote.
+_NO_FINAL_STATE = frozenset({
+    "LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
+    "llama", "qwen3", "qwen3moe",
+})  # fmt: skip
 _DRAFTER_ARCHS = frozenset({"dflash", "eagle3", "dflash-draft", "qwen35-dflash-draft", "gemma4-dflash-draft"})
 _TEXT_PREFIXES = ("model.", "model.language_model.", "language_model.model.", "language_model.", "")
 _PLAIN_GGUF_TYPES = {
@@ -54,6 +60,11 @@ class Target:
     @property
     def has_final_tap(self) -> bool:
         return self.architecture in _FINAL_TAP
+
+    @property
+    def has_final_state(self) -> bool:
+        """Whether EAGLE3 can read what leaves its last layer."""
+        return self.architecture not in _NO_FINAL_STATE
 
     def embedding(self) -> LazyTensor | None:
         """Its token embeddings, None if the weights are not here or quantised."""

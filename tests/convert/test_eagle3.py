@@ -44,17 +44,24 @@ def read(tmp_path: Path, target: Path) -> Any:
     ("config", "taps"),
     [
         pytest.param(eagle3_config(), (2, 4, 5), id="SafeAILab and all others that say nothing"),
-        pytest.param(eagle3_config(**{NESTED: [1, 3, 8]}), (1, 3, 8), id="vLLM: inputs"),
+        pytest.param(eagle3_config(**{NESTED: [1, 3, 7]}), (1, 3, 7), id="vLLM: inputs"),
         pytest.param(eagle3_config(eagle_config={NESTED: [1, 3, 6]}), (2, 4, 7), id="SpecForge: outputs"),
         pytest.param(eagle3_config(eagle_config={NESTED: []}), (2, 4, 5), id="ModelOpt's empty list"),
         pytest.param(eagle3_config(eagle_config={NESTED: [-1, 3, 6]}), (0, 4, 7), id="output of the embeddings"),
         pytest.param(eagle3_config(eagle_config={NESTED: [0, 1, 2]}, **{NESTED: [3, 4, 5]}), (3, 4, 5), id="both"),
         pytest.param(of_speculators(), (2, 4, 5), id="speculators, none"),
-        pytest.param(of_speculators(**{NESTED: [1, 4, 8]}), (1, 4, 8), id="speculators: inputs, up to the last state"),
+        pytest.param(of_speculators(**{NESTED: [1, 4, 7]}), (1, 4, 7), id="speculators: inputs"),
     ],
 )
 def test_layers_are_those_the_producer_means(config: dict[str, Any], taps: tuple[int, ...], read: Any) -> None:
     assert read(config).taps == taps
+
+
+def test_state_after_the_last_layer_is_read_where_llama_cpp_hands_it_out(read: Any, tmp_path: Path) -> None:
+    on = make_target(tmp_path / "qwen35", architecture="Qwen3_5ForCausalLM", rope_parameters=MROPE)
+    assert read(of_speculators(**{NESTED: [1, 4, 8]}), on=on).taps == (1, 4, 8)
+    with pytest.raises(UserError, match="inputs 0 to 7 can be tapped"):
+        read(of_speculators(**{NESTED: [1, 4, 8]}))
 
 
 def test_taps_are_said_and_can_be_overridden(read: Any, target: Path, tmp_path: Path, capsys: Any) -> None:
@@ -62,8 +69,8 @@ def test_taps_are_said_and_can_be_overridden(read: Any, target: Path, tmp_path: 
     assert "--taps inputs" in read(config).notes[0]
     assert read(config, taps="inputs").taps == (1, 3, 6)
     assert read(config, taps="outputs").taps == (2, 4, 7)
-    assert read(config, taps="0, 2,8").taps == (0, 2, 8)
-    assert contents(tmp_path / "o.gguf")["eagle3.target_layers"][1] == [0, 2, 8]
+    assert read(config, taps="0, 2,7").taps == (0, 2, 7)
+    assert contents(tmp_path / "o.gguf")["eagle3.target_layers"][1] == [0, 2, 7]
     args = [str(tmp_path / "drafter"), "--target-model-dir", str(target), "--outfile", str(tmp_path / "o.gguf")]
     assert main([*args, "--taps", "inputs"]) == 0
     said = capsys.readouterr().out

@@ -229,6 +229,7 @@ CASES: dict[str, Case] = {
             "norm_before_fc": True,
         },
         tensors={"layer_name": "layers.0"},
+        target=QWEN35,
         layout=_of_speculators,
         row="EAGLE3 (speculators)",
     ),

@@ -117,14 +117,17 @@ def test_taps_beyond_the_target_are_refused(ids: list[int], named: str, tmp_path
 
 
 def test_eagle3_taps_beyond_the_target_are_refused(tmp_path: Path, refuse: Refuse) -> None:
-    refuse(eagle3(tmp_path, eagle_aux_hidden_state_layer_ids=[1, 3, 9]), "input of layer 9", "0 to 8")
+    refuse(eagle3(tmp_path, eagle_aux_hidden_state_layer_ids=[1, 3, 8]), "input of layer 8", "0 to 7", "what leaves its last layer")
     nested = {"eagle_aux_hidden_state_layer_ids": [1, 3, 8]}
-    refuse(eagle3(tmp_path, eagle_config=nested), "input of layer 9", "0 to 8")
+    refuse(eagle3(tmp_path, eagle_config=nested), "input of layer 9", "0 to 7")
+    with_final_state = make_target(tmp_path / "qwen35", architecture="Qwen3_5ForCausalLM", rope_parameters=MROPE)
+    beyond = eagle3(tmp_path, eagle_aux_hidden_state_layer_ids=[1, 3, 9])
+    refuse(beyond, "input of layer 9", "0 to 8", target=with_final_state)
 
 
 def test_usual_taps_of_eagle3_must_exist(tmp_path: Path, refuse: Refuse) -> None:
     short = make_target(tmp_path / "short", num_hidden_layers=2)
-    refuse(eagle3(tmp_path), "input of layer -1", "has 2 layers", target=short)
+    refuse(eagle3(tmp_path), "input of layer 2 and -1", "has 2 layers", target=short)
 
 
 @pytest.mark.parametrize("make", [dflash, eagle3])
