@@ -144,6 +144,10 @@ def neighbours(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config | {"rope_is_neox_style": False}))
 
 
+def test_scaled_embeddings(check):
+    check(write_dflash, input_embedding_scale=4.0)
+
+
 @pytest.mark.family("DFlash (MiMo)", converts="yes", runs="yes", parity="≥ 40 blocks")
 def test_mimo_windows_all_layers_not_causal_with_sinks_and_scaled_values(check):
     check(write_dflash, dflash_config=MIMO, partial_rotary_factor=0.5)

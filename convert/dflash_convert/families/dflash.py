@@ -17,6 +17,7 @@ from dflash_convert.families.dspark_heads import Heads
 from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.families.reduced_vocabulary import draft_vocab_size
 from dflash_convert.families.speculators import drafter_tensors, flat_config, input_taps, is_speculators
+from dflash_convert.gguf_file import f32
 from dflash_convert.shape import MAX_LAYERS, with_model_defaults
 from dflash_convert.target import Target
 
@@ -28,6 +29,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     warnings: list[str] = []
     drafter = read_backbone(checkpoint, zlab_layout(checkpoint, warnings), target)
     drafter.warnings += warnings
+    scale_embeddings(drafter, target)
     return drafter
 
 
@@ -45,6 +47,22 @@ def read_speculators(checkpoint: Checkpoint, target: Target) -> Drafter:
         drafter.tensors += heads.tensors({})
         drafter.notes += heads.notes()
     return drafter
+
+
+def scale_embeddings(drafter: Drafter, target: Target) -> None:
+    """Scale the embeddings of a z-lab drafter as a Gemma target scales its own, unless the config states a scale.
+
+    z-lab trains on what the target's embedding layer gives, which of Gemma includes the factor; its MLX backend and its
+    patch for vLLM multiply by it (the torch backend, made for other targets, does not).
+    """
+    if not target.architecture.lower().startswith("gemma") or "embedding_scale" in drafter.extra:
+        return
+    scale = drafter.hidden_size**0.5
+    drafter.extra["embedding_scale"] = f32(scale)
+    drafter.notes.append(
+        f"embeddings are scaled by {scale:.4g}, the root of the hidden size, as {target.architecture} scales its own; "
+        "input_embedding_scale in the config would say otherwise"
+    )
 
 
 def zlab_layout(checkpoint: Checkpoint, warnings: list[str], family: str = "DFlash") -> Layout:

@@ -14,7 +14,7 @@ from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter
 from dflash_convert.families.backbone import Layout, read_backbone
 from dflash_convert.families.common import weight
-from dflash_convert.families.dflash import has_backbone, speculators_layout, zlab_layout
+from dflash_convert.families.dflash import has_backbone, scale_embeddings, speculators_layout, zlab_layout
 from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.families.speculators import is_speculators
 from dflash_convert.gguf_file import u32
@@ -65,7 +65,11 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
             tensors[name.removesuffix(".weight")] = tensors.pop(name)
     required = {**_selector_shapes(sizes, shape.vocab, shape.hidden), **_conv_shapes(sizes, shape.layers, shape.hidden)}
     drafter = read_backbone(checkpoint, replace(layout, tensors=tensors, required=required), target)
-    (drafter.notes if is_speculators(checkpoint) else drafter.warnings).extend(said)
+    if is_speculators(checkpoint):
+        drafter.notes += said
+    else:
+        drafter.warnings += said
+        scale_embeddings(drafter, target)
     drafter.extra |= {name: u32(size) for name, size in sizes.items()}
     drafter.tensors += [weight(tensors[name], gguf_name) for name, gguf_name in _SELECTOR.items()]
     for i in range(shape.layers):
