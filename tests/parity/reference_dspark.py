@@ -1,6 +1,6 @@
 """DSpark straight from its formula: the backbone is DFlash's (`reference_dflash`), then slot after slot
 
-    scores of k = Head hid_k + W2 W1[t],  t: the anchor for the first drafting slot, after that the token drafted before
+    scores of k = cap(scale Head hid_k) + W2 W1[t],  cap(z) = c tanh(z / c),  t: the token before the one drafted
     conf of k   = sigmoid(w . [hid_k ; W1[t]] + b)       without W1[t] if the head is as wide as hid_k
 
 Anchor-first slots 0..B-1 draft the tokens after the anchor; with a bonus anchor slots 1..B-1 do, in their own place.
@@ -32,6 +32,11 @@ class DSpark(DFlash):
     def first_slot(self) -> int:
         """The first slot that drafts. Flat files that do not say draft from the anchor's, nested ones do not."""
         return 0 if self.of("sample_from_anchor", "speculators_model_type" not in self.config) else 1
+
+    def logits(self, states: Tensor, head: Tensor) -> Tensor:
+        logits = super().logits(states, head) * self.of("output_multiplier", 1.0)
+        cap = self.of("final_logit_softcapping")
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def before(self, anchor: int, draft: Sequence[int]) -> Tensor:
         """The token before each drafted one [drafted]."""

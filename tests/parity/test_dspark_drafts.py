@@ -72,6 +72,23 @@ def test_deepspec_over_gemma4_layers(check, copies, changes):
     check(write_gemma4, own=copies("qwen3"), reference=Gemma4DSpark, logit=GELU_TOLERANCE, **changes)
 
 
+@pytest.mark.family("DSpark (DeepSpec), Gemma 4 layers and capped logits", converts="yes", runs="yes", parity=BLOCKS)
+def test_logits_are_capped_before_the_markov_bias(check, copies):
+    # small enough that the cap bends the logits of these weights
+    check(
+        write_gemma4,
+        own=copies("qwen3"),
+        reference=Gemma4DSpark,
+        logit=GELU_TOLERANCE,
+        final_logit_softcapping=4.0,
+    )
+
+
+@pytest.mark.family("DSpark (SpecForge), scaled and capped logits", converts="yes", runs="yes", parity=BLOCKS)
+def test_logits_are_scaled_and_capped_before_the_markov_bias(check):
+    check(write_specforge, output_multiplier=0.25, final_logit_softcapping=2.0)
+
+
 @pytest.mark.family("DSpark (SpecForge)", converts="yes", runs="yes", parity=BLOCKS)
 def test_specforge(check):
     check(write_specforge)

@@ -7,8 +7,6 @@ others of its files in `dspark_config`. speculators nests the transformer instea
 
 from __future__ import annotations
 
-from dflash_tools.errors import UserError
-
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter
 from dflash_convert.families.backbone import Layout, Places, read_backbone
@@ -60,8 +58,6 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
         vocab=vocab,
         draft_vocab=draft_vocab,
     )
-    if heads.rank:
-        refuse_scaled_logits(own)
     if nested:
         attention = speculators_attention(config, layers, non_causal=False)
     else:
@@ -79,7 +75,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     )
     drafter = read_backbone(checkpoint, layout, target)
     add_heads(drafter, heads, tensors)
-    drafter.notes += notes
+    drafter.notes += notes + transform_notes(drafter)
     drafter.warnings += warnings
     return drafter
 
@@ -91,15 +87,11 @@ def add_heads(drafter: Drafter, heads: Heads, tensors: dict) -> None:
     drafter.notes += heads.notes()
 
 
-def refuse_scaled_logits(own: Places) -> None:
-    """Scaled or capped logits: with a Markov bias added after, leaving it out changes which token is the largest."""
-    for key, idle in (("output_multiplier", 1.0), ("final_logit_softcapping", 0.0)):
-        place = own.of(key)
-        if place.optional_number(key) not in (None, idle):
-            raise UserError(
-                f"{place.where(key)} is {place.number(key):g}: llama.cpp scales and caps logits before the Markov bias "
-                "for no DSpark drafter, so every draft would differ"
-            )
+def transform_notes(drafter: Drafter) -> list[str]:
+    """What to know of logits that are scaled or capped before the Markov bias is added."""
+    if not {"logit_scale", "final_logit_softcapping"} & drafter.extra.keys():
+        return []
+    return ["logits are scaled or capped before the Markov bias, as the fork does (upstream's llama.cpp does not)"]
 
 
 def _recognises(checkpoint: Checkpoint) -> bool:

@@ -20,7 +20,7 @@ from dflash_convert.families.backbone import Places
 from dflash_convert.families.block_attention import FULL, layer_types, zlab_attention
 from dflash_convert.families.common import layer_tensors, refuse_keys, weight, without_model_prefix
 from dflash_convert.families.dflash import output_taps
-from dflash_convert.families.dspark import SECTIONS, add_heads, refuse_scaled_logits
+from dflash_convert.families.dspark import SECTIONS, add_heads, transform_notes
 from dflash_convert.families.dspark_heads import Heads, read_heads
 from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.gguf_file import Metadata, f32, text, u32
@@ -64,8 +64,6 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     heads = read_heads(
         own, tensors, anchor_first=True, default_rank=0, hidden=shape.hidden, vocab=shape.vocab, draft_vocab=shape.vocab
     )
-    if heads.rank:
-        refuse_scaled_logits(own)
     warnings: list[str] = []
     attention = zlab_attention(config, config.section(SECTIONS[0]), shape.layers, warnings)
     taps = output_taps(own)
@@ -98,8 +96,10 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
         "block_size": u32(drafter.block_size or 0),
         **attention.keys(),
         **_keys(shape),
+        **_transforms(own),
     }
     add_heads(drafter, heads, tensors)
+    drafter.notes += transform_notes(drafter)
     drafter.tensors += _embedding_and_head(checkpoint, drafter, tensors, target)
     return drafter
 
@@ -201,6 +201,11 @@ def _keys(shape: Shape) -> Metadata:
         "attention.scale": f32(1.0),
         "hidden_activation": text(_ACTIVATION),
     }
+
+
+def _transforms(own: Places) -> Metadata:
+    cap = own.of("final_logit_softcapping").optional_number("final_logit_softcapping")
+    return {"final_logit_softcapping": f32(cap)} if cap else {}
 
 
 def _tensors(tensors: Mapping[str, LazyTensor], layers: int, rope: Rope, target: Target) -> list[OutTensor]:
