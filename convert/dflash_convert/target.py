@@ -21,7 +21,7 @@ _FINAL_TAP = frozenset({
     "DeepseekV4ForCausalLM", "NemotronHForCausalLM", "MiMoV2ForCausalLM", "MiMoV2FlashForCausalLM",
     "deepseek4", "nemotron_h", "nemotron_h_moe", "mimo2",
 })  # fmt: skip
-# Targets of which llama.cpp hands EAGLE3 no state after the last layer (`t_h_nextn` of their graph is not set): it would
+# Targets of which llama.cpp hands EAGLE3 no state after the last layer (their graphs do not set `t_h_nextn`): it would
 # read memory that nobody wrote.
 _NO_FINAL_STATE = frozenset({
     "LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",

@@ -117,7 +117,8 @@ def test_taps_beyond_the_target_are_refused(ids: list[int], named: str, tmp_path
 
 
 def test_eagle3_taps_beyond_the_target_are_refused(tmp_path: Path, refuse: Refuse) -> None:
-    refuse(eagle3(tmp_path, eagle_aux_hidden_state_layer_ids=[1, 3, 8]), "input of layer 8", "0 to 7", "what leaves its last layer")
+    last = eagle3(tmp_path, eagle_aux_hidden_state_layer_ids=[1, 3, 8])
+    refuse(last, "input of layer 8", "0 to 7", "what leaves its last layer")
     nested = {"eagle_aux_hidden_state_layer_ids": [1, 3, 8]}
     refuse(eagle3(tmp_path, eagle_config=nested), "input of layer 9", "0 to 7")
     with_final_state = make_target(tmp_path / "qwen35", architecture="Qwen3_5ForCausalLM", rope_parameters=MROPE)
