@@ -9,7 +9,7 @@ from collections.abc import Callable
 from html import unescape
 
 import pytest
-from bench_records import toy_cost, toy_run
+from bench_records import add_prompt, toy_cost, toy_run
 from dflash_tools.bench.page import page
 from dflash_tools.bench.plots import plots
 from dflash_tools.bench.record import Record
@@ -52,9 +52,13 @@ def figure(dom: str, name: str) -> list[tuple[str, str, float]]:
 
 def hostile_run() -> Record:
     """A run whose names want to be markup."""
+    markup = '"><img src=x onerror="console.error(\'in\')">'
     record = toy_run()
-    record.conditions["target"] = {"file": '"><script>console.error("in")</script>.gguf'}
-    record.notes.append("</body><img src=x onerror=\"console.error('in')\">")
+    record.conditions |= {"target": {"file": f"{markup}<script>console.error('in')</script>"}, "disturbances": [markup]}
+    record.conditions["baselines"][markup] = "plain"
+    add_prompt(record, "plain", markup, [101], [1000.0], suite=markup, steps=[100])
+    add_prompt(record, markup, markup, [101], [900.0], suite=markup, steps=[50], accepted_at=[30])
+    record.notes += [markup, f"and {markup}"]
     return record
 
 

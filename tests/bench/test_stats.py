@@ -33,9 +33,9 @@ def test_the_interval_of_a_ratio_is_that_of_scipys_bootstrap():
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     random = np.random.default_rng(5)
     covered = sum(
-        not ratio_of_medians(random.normal(10, 1, 15), random.normal(20, 2, 15)).excludes(2.0) for _ in range(200)
+        not ratio_of_medians(random.normal(10, 1, 15), random.normal(20, 2, 15)).excludes(2.0) for _ in range(60)
     )
-    assert covered >= 180
+    assert covered >= 54
 
 
 def test_three_samples_give_an_interval_as_wide_as_they_are():
