@@ -31,6 +31,7 @@ from typing import Any
 import gguf
 import torch
 from checkpoints import (
+    MASK,
     VOCAB,
     dflash_config,
     dflash_tensors,
@@ -53,6 +54,9 @@ from dflash_convert.inspection import inspect
 from dflash_convert.pretokenizer import name_from_tokenizer_json
 from dflash_tools.errors import UserError
 from dspark_checkpoints import deepspec, dspark_tensors, gemma4, gemma4_tensors, specforge, speculators
+
+sys.path.append(str(Path(__file__).parents[1]))  # as a script it has its own folder only
+from old_gguf import BUUN, LUCEBOX, write_old
 
 SEED = 20261122
 LIMIT = 10.0
@@ -372,6 +376,13 @@ def make_cases(folder: Path) -> list[Case]:
         reach = data.index(b"blk.0.ffn_up.weight") + 60
         damage = [start_of(reach), start_of(900), cut, shuffled, flip]
         cases.append(Case(name, {"d.gguf": data}, [("d.gguf", d) for d in damage], upgrade_gguf))
+
+    old_keys = {"dflash.block_size": 8, "dflash.mask_token_id": MASK, "dflash.target_layer_ids": [0, 2, 5],
+                "attention.sliding_window": 64, "attention.sliding_window_pattern": [True, False]}  # fmt: skip
+    for arch, names in (("dflash-draft", BUUN), ("qwen35-dflash-draft", LUCEBOX)):
+        made = write_old(folder / f"{arch}.gguf", arch, flat, dflash_tensors(flat), names=names, keys=old_keys)
+        damage = [start_of(3000), start_of(900), cut, shuffled]
+        cases.append(Case(f"{arch} gguf", {"d.gguf": made.read_bytes()}, [("d.gguf", d) for d in damage], upgrade_gguf))
 
     def name_pretokenizer(path: Path) -> object:
         return name_from_tokenizer_json(path / "tokenizer.json")

@@ -1,11 +1,13 @@
 """Which layers of the target an EAGLE3 drafter reads, by the meaning of who wrote its config.
 
-    place of eagle_aux_hidden_state_layer_ids   written by                        an id means
-    beside `transformer_layer_config`           speculators                       the layer whose input is read
-    top level                                   vLLM, AngelSlim, llama.cpp        the layer whose input is read
-    in `eagle_config`                           SpecForge, ModelOpt (hooks on     the layer whose output is read, one
-                                                the output of these layers)       less; SGLang agrees, vLLM takes inputs
-    nowhere                                     SafeAILab, all                    2, L/2, L-3 (inputs)
+`eagle_aux_hidden_state_layer_ids` is written in three places, with two meanings:
+
+- beside `transformer_layer_config`, by speculators: the layers whose input is read;
+- at the top level, by vLLM, AngelSlim and for llama.cpp: the same;
+- in `eagle_config`, by SpecForge and ModelOpt, which hook the output of these layers: one less. SGLang agrees, vLLM
+  takes them as inputs.
+
+Without it (SafeAILab) the inputs of layers 2, L/2 and L-3 are read.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Drafters that other engines keep as GGUF, translated to the keys and names of llama.cpp's `dflash`.
 
-    general.architecture    written by                             what is different
-    dflash-draft            buun's and BeeLlama's llama.cpp,       `dflash_fc`, `post_attention_norm`, own tokenizer,
-                            lucebox (for DSpark)                   `attention.causal` false whatever the layers are
-    qwen35-dflash-draft     lucebox                                `dflash.fc`, no tokenizer, rope base often wrong
-    gemma4-dflash-draft     lucebox                                window and soft cap under `dflash.`
-    dflash, with old keys   BeeLlama's migration script            new names, but layer ids copied as they were
+- `dflash-draft`, of buun's and BeeLlama's llama.cpp (and lucebox, for DSpark): `dflash_fc`, `post_attention_norm`, the
+  drafter's own tokenizer, `attention.causal` false whatever the layers are;
+- `qwen35-dflash-draft`, of lucebox: `dflash.fc`, no tokenizer, often a wrong rope base;
+- `gemma4-dflash-draft`, of lucebox: the same, with window and soft cap under `dflash.`;
+- `dflash` with old keys, of BeeLlama's migration script: new names, but layer ids copied as they were.
 
 All name tapped layers by their *output*, one less than llama.cpp does. Nothing of their loaders is needed: what a key
 means follows from what wrote it.
