@@ -2,7 +2,7 @@
 # Lane "gpu": on a machine with a GPU and no network, in nine minutes: programs, operators, the tiny pairs, and what a
 # round costs on the fork and on upstream. Everything that is worth keeping lies in one folder at the end.
 #
-#   ci/gpu/lane.sh [--out DIR] [--pack FILE] [--backend cuda] [--shapes "qwen3-8b qwen3.5-27b"] [--minutes 9]
+#   ci/gpu/lane.sh [--out DIR] [--pack FILE] [--backend cuda] [--shapes "qwen3-8b:1 qwen3.5-27b:2"] [--minutes 9]
 #                  [--skip-tests] [--cost "words for bench-dflash cost"] [words for build-fork ...]
 #
 # Without --pack both builds are made here (a compiler cache makes the second one short). With --pack they come from
@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-$( [[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 export PYTHONPATH=convert:tools${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-out=${OUT:-bench-results/gpu} pack='' backend=cuda shapes='qwen3-8b qwen3.5-27b' minutes=9 tests=yes cost=''
+out=${OUT:-bench-results/gpu} pack='' backend=cuda shapes='qwen3-8b:1 qwen3.5-27b:2' minutes=9 tests=yes cost=''
 while [[ ${1:-} == --* ]]; do
     case $1 in
         --out) out=$2 ;; --pack) pack=$2 ;; --backend) backend=$2 ;; --shapes) shapes=$2 ;; --minutes) minutes=$2 ;;
@@ -22,6 +22,8 @@ while [[ ${1:-} == --* ]]; do
 done
 mkdir -p "$out" .bench
 end=$("$python" -c "print(int($minutes * 60))")
+# the share of the time a shape gets: the number behind its name, or 1
+weight() { [[ $1 == *:* ]] && echo "${1#*:}" || echo 1; }
 step() { printf '\n== %s (%d s of %d)\n' "$1" "$SECONDS" "$end"; }
 
 programs() {
@@ -50,16 +52,17 @@ correct() {
 }
 
 costs() {
-    local left share shape
-    left=$(wc -w <<<"$shapes")
-    for shape in $shapes; do
+    local item shape left=0 share
+    for item in $shapes; do left=$((left + $(weight "$item"))); done
+    for item in $shapes; do
+        shape=${item%%:*}
         step "cost of $shape"
-        share=$("$python" -c "print(max(0.5, ($end - $SECONDS - 10) / 60 / $left))")
+        share=$("$python" -c "print(max(0.5, ($end - $SECONDS - 10) / 60 * $(weight "$item") / $left))")
         # shellcheck disable=SC2086  # words
         "$python" -m dflash_tools.bench.cli cost --shape "$shape" --bin "$fork" --baseline "$upstream" \
             --minutes "$share" --models .bench/models --logs ".bench/logs/$shape" --out "$out/cost-$shape" $cost \
             || echo "FAIL: cost of $shape"
-        left=$((left - 1))
+        left=$((left - $(weight "$item")))
     done
     tar -C .bench -czf "$out/logs.tar.gz" logs
     step done

@@ -90,6 +90,11 @@ class LlamaServer(LlamaClient):
             process.kill()
             process.wait()
 
+    @property
+    def pid(self) -> int | None:
+        """Id of the process while it runs."""
+        return self._process.pid if self._process else None
+
     def log_tail(self) -> str:
         """The last lines the server wrote."""
         lines = self.log.read_text(errors="replace").splitlines()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 _MIB = r"(?P<mib>\d+(?:\.\d+)?) MiB"
 _BUFFER = re.compile(
@@ -99,6 +100,16 @@ def _place(device: str) -> str:
     if device.endswith(_PINNED):
         return "pinned"
     return "host" if device.startswith(("CPU", "BLAS")) else "device"
+
+
+def host_mib(pid: int) -> float | None:
+    """MiB of host memory that a process has for itself, mapped files left out; None where /proc does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) / 1024 if found else None
 
 
 def total(parts: Iterable[Part], place: str) -> float:

@@ -6,14 +6,14 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from dflash_tools.bench import card
 from dflash_tools.bench.cases import FULL, Case, Probe, mean_tokens
-from dflash_tools.bench.memory import memory_parts, total
+from dflash_tools.bench.memory import host_mib, memory_parts
 from dflash_tools.bench.record import PHASES, Record
 from dflash_tools.bench.synth import FIRST_PLAIN
 from dflash_tools.client import Counted
@@ -80,8 +80,9 @@ def run_case(build: Build, case: Case, files: Files, depth: int, record: Record,
                     _add_request(record, build, case, probe, _ask(server, probe, files.vocab, sample))
                 else:
                     _add_together(record, build, case, probe, server, files.vocab, sample)
-        used = card.used_mib()
-    _add_memory(record, build, case, depth, log, None if before is None or used is None else used - before)
+        used, host = card.used_mib(), host_mib(server.pid or 0)
+    on_card = None if before is None or used is None else used - before
+    _add_memory(record, build, case, depth, log, {"all, by nvidia-smi": on_card, "all, private (host)": host})
 
 
 def _arguments(build: Build, case: Case, depth: int) -> list[str]:
@@ -157,14 +158,15 @@ def _add_together(
     record.add("decode_rate", build.name, "tok/s", [rate], **_labels(case, probe))
 
 
-def _add_memory(record: Record, build: Build, case: Case, depth: int, log: Path, used: float | None) -> None:
-    labels = {"drafter": case.drafter, "size": case.slots * case.cells(depth), "kv": case.kv, "slots": case.slots}
+def _add_memory(
+    record: Record, build: Build, case: Case, depth: int, log: Path, totals: Mapping[str, float | None]
+) -> None:
+    """Parts from the log, and totals from the outside where the machine tells them."""
     if case.acceptance not in (None, FULL, "7") or case.sampler == "host":
         return  # neither changes what is allocated
-    parts = memory_parts(log.read_text(errors="replace"))
-    for part in parts:
+    labels = {"drafter": case.drafter, "size": case.slots * case.cells(depth), "kv": case.kv, "slots": case.slots}
+    for part in memory_parts(log.read_text(errors="replace")):
         record.add("memory", build.name, "MiB", [part.mib], part=part.name, **labels)
-    if used is not None:
-        rest = max(0.0, used - total(parts, "device"))
-        record.add("memory", build.name, "MiB", [rest], part="not in the log (device)", **labels)
-        record.add("memory", build.name, "MiB", [used], part="all, by nvidia-smi (device)", **labels)
+    for name, mib in totals.items():
+        if mib is not None:
+            record.add("memory", build.name, "MiB", [mib], part=name, **labels)

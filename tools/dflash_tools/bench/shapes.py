@@ -94,7 +94,7 @@ class Shape:
     rope_base: float = 1e6
     rope_freqs: bool = False
     tied: bool = False
-    context: int = 262144
+    context: int = 262144  # more than the models were trained for, where that is what is asked
     mix: str = "q4_k_m"
     extra: dict[str, object] = field(default_factory=dict, hash=False)
 
@@ -142,23 +142,22 @@ _QWEN35_9B = {
 }  # fmt: skip
 
 _TINY_DRAFTER = Drafter(1, (0, 2), 256, 512, Attention(4, 2, 64), block=8)
-_TINY = {"layers": 4, "hidden": 256, "vocab": 512, "context": 8192, "drafter": _TINY_DRAFTER}
+_TINY = {"layers": 4, "hidden": 256, "vocab": 512, "drafter": _TINY_DRAFTER}
 
 SHAPES = {
     shape.name: shape
     for shape in (
         Shape(
             "qwen3-4b", "qwen3", 36, 2560, 151936, _QWEN3, _drafter(2560, 9728, _TAPS_36), feed_forward=9728,
-            tied=True, context=40960,
+            tied=True,
         ),
         Shape(
             "qwen3-8b", "qwen3", 36, 4096, 151936, _QWEN3, _drafter(4096, 12288, _TAPS_36), feed_forward=12288,
-            context=40960,
         ),
         Shape(
             "llama-3.1-8b", "llama", 32, 4096, 128256, Attention(32, 8, 128, qk_norm=False),
             _drafter(4096, 14336, _TAPS_32, assumed=("layers", "taps", "block", "feed_forward")),
-            feed_forward=14336, rope_base=5e5, rope_freqs=True, context=131072,
+            feed_forward=14336, rope_base=5e5, rope_freqs=True,
         ),
         Shape("qwen3.5-4b", drafter=_drafter(2560, 9216, _TAPS_32, assumed=("taps",)), **_QWEN35_4B),
         Shape("qwen3.5-9b", drafter=_drafter(4096, 12288, _TAPS_32), **_QWEN35_9B),
@@ -180,7 +179,7 @@ SHAPES = {
             Attention(64, 8, 64, qk_norm=False, bias=True, sinks=True, window=128),
             # 0.8 B parameters are stated; these sizes give them
             _drafter(2880, 7680, (1, 6, 11, 16, 21), 8, assumed=("layers", "taps", "block", "feed_forward")),
-            experts=Experts(32, 4, 2880, bias=True), rope_base=1.5e5, context=131072, mix="mxfp4",
+            experts=Experts(32, 4, 2880, bias=True), rope_base=1.5e5, mix="mxfp4",
             extra={
                 "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0,
                 "rope.scaling.original_context_length": 4096,
