@@ -18,7 +18,7 @@ target = "{target}"
 options = ["-c", "4096", "-np", "1", "-t", "1", "--no-warmup", "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
 suites = ["prose", "tools", "{prompts}"]
 prompts = 2
-max_tokens = 24
+max_tokens = 16
 repeats = 2
 temperatures = [0, 0.7]
 
