@@ -138,7 +138,7 @@ def write_speculators(
     return write_checkpoint(folder, config, weights)
 
 
-SPECULATORS_KEYS = {"block_size", "sliding_window_non_causal", "sample_from_anchor", "target_hidden_size",
+SPECULATORS_KEYS = {"block_size", "sliding_window_non_causal", "sample_from_anchor",
                     "conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k"}  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def dflash_weights(config: Mapping[str, Any], seed: int, n_taps: int) -> dict[st
     """The tensors that a config calls for, under z-lab's names."""
     draw, hidden = Draw(seed), config["hidden_size"]
     weights = {
-        "fc.weight": draw.matrix(hidden, n_taps * (config.get("target_hidden_size") or hidden)),
+        "fc.weight": draw.matrix(hidden, n_taps * hidden),
         "hidden_norm.weight": draw.norm(hidden),
         "norm.weight": draw.norm(hidden),
     }

@@ -6,6 +6,7 @@
            q  = rope(rms(Wq h, q_norm));  k, v of ctx and of h, k with k_norm and rope
            x += Wo attend(q, [k_ctx; k_h], [v_ctx; v_h]);  x += mlp(rms(x, post_attention_layernorm))
     logits = Head rms(x, norm)                                            Head: the target's output matrix
+             times output_multiplier, then capped: c tanh(logits / c)
 
 Committed tokens are at positions 0..n-1, the anchor at n, slot j at n + j, and slot j predicts the token at its own
 position; slot 0 is not used. ctx does not pass input_layernorm. Every slot sees all of ctx; within the block a layer
@@ -153,7 +154,9 @@ class DFlash:
 
     def logits(self, states: Tensor, head: Tensor) -> Tensor:
         """Logits [B, V] over the target's vocabulary; tokens that a reduced one lacks have -inf."""
-        logits = states @ self.weights.get("lm_head.weight", head).T
+        logits = states @ self.weights.get("lm_head.weight", head).T * self.of("output_multiplier", 1.0)
+        cap = self.of("final_logit_softcapping")
+        logits = cap * torch.tanh(logits / cap) if cap else logits
         if "d2t" not in self.weights:
             return logits
         ids = self.weights["d2t"] + torch.arange(len(self.weights["d2t"]))

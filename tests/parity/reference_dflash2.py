@@ -1,11 +1,11 @@
 """DFlash2, straight from its formula: DFlash with convolutions in each layer and a selector over the best tokens.
 
-    convolution, one for attention and one for the MLP, over the block's own rows (rows before it are 0):
-        dyn     = Wp h                    [B, 2, taps, H / G], from the sublayer's normed input
-        in[t]   = sum_j (base[0, j] + spread(dyn[t, 0, j])) * h[t - j]         before the sublayer
-        out[t]  = sum_j (base[1, j] + spread(dyn[t, 1, j])) * y[t - j]         after it
-    selector, slot by slot, prev = the token drafted before (the anchor at first):
-        score[m] = logits[m] + <P[prev] * (Ws h), S[m]>      over the k best tokens m of the slot
+convolution, one for attention and one for the MLP, over the block's own rows (rows before it are 0):
+    dyn     = Wp h                    [B, 2, taps, H / G], from the sublayer's normed input
+    in[t]   = sum_j (base[0, j] + spread(dyn[t, 0, j])) * h[t - j]         before the sublayer
+    out[t]  = sum_j (base[1, j] + spread(dyn[t, 1, j])) * y[t - j]         after it
+selector, slot by slot, prev = the token drafted before (the anchor at first):
+    score[m] = logits[m] + <P[prev] * (Ws h), S[m]>      over the k best tokens m of the slot
 """
 
 from __future__ import annotations
@@ -33,11 +33,6 @@ class DFlash2(DFlash):
             return sum(kernel[:, side, j] * shifted[j] for j in range(taps))
 
         return apply(h, 0), lambda y: apply(y, 1)
-
-    def logits(self, states: Tensor, head: Tensor) -> Tensor:
-        logits = super().logits(states, head) * self.of("output_multiplier", 1.0)
-        cap = self.of("final_logit_softcapping")
-        return cap * torch.tanh(logits / cap) if cap else logits
 
     def scores(self, states: Tensor, logits: Tensor, anchor: int, draft: Sequence[int]) -> Tensor:
         """Scores [B - 1, V] of the slots after the anchor, each after the tokens drafted before it; -inf for others."""

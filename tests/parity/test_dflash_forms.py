@@ -62,10 +62,11 @@ def test_keys_at_the_top_level_and_taps_in_any_order(check, drafter):
           dflash_config={"target_layer_ids": None})  # fmt: skip
 
 
-@pytest.mark.parametrize("rope", [YARN, LLAMA3], ids=["yarn", "llama3"])
+@pytest.mark.parametrize(("pair", "rope"), [("qwen3", YARN), ("qwen3", LLAMA3), ("qwen35", LLAMA3)],
+                         ids=["yarn", "llama3", "llama3-m-rope"])  # fmt: skip
 @pytest.mark.family("DFlash (z-lab), llama3 and yarn rope", converts="yes", runs="yes", parity="≥ 40 blocks")
-def test_scaled_rope(check, rope):
-    check(write_dflash, rope_scaling=rope)
+def test_scaled_rope(check, pair, rope):
+    check(write_dflash, pair, rope_scaling=rope)
 
 
 @pytest.mark.family(
@@ -144,8 +145,8 @@ def neighbours(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config | {"rope_is_neox_style": False}))
 
 
-def test_scaled_embeddings(check):
-    check(write_dflash, input_embedding_scale=4.0)
+def test_scaled_embeddings_and_logits(check):
+    check(write_dflash, input_embedding_scale=4.0, output_multiplier=0.5, final_logit_softcapping=20.0)
 
 
 @pytest.mark.family("DFlash (MiMo)", converts="yes", runs="yes", parity="≥ 40 blocks")

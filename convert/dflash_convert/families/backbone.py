@@ -133,8 +133,6 @@ def read_backbone(checkpoint: Checkpoint, layout: Layout, target: Target) -> Dra
         **_scale_keys(config, own),
         **_rope_keys(drafter, rope, target),
     }
-    if target_hidden != shape.hidden:
-        drafter.extra["target_hidden_size"] = u32(target_hidden)
     if layout.draft_vocab is not None and layout.draft_vocab < shape.vocab:
         drafter.tensors.append(OutTensor("d2t", target_ids(tensors["d2t"], layout.draft_vocab, shape.vocab)))
     mask = read_mask_row(checkpoint.directory, shape.hidden)
@@ -199,14 +197,11 @@ def _check_fc(
             f"{width} need {shape_text((hidden, n_taps * width))}. Is {target.path} the target this drafter was "
             "trained for?"
         )
-    own = [n for n in ("embed_tokens.weight", "lm_head.weight") if n in tensors]
-    shared = target.hidden_size or width
-    if shared != hidden and len(own) < 2:
+    if width != hidden:
         raise UserError(
-            f"{checkpoint.config.where('hidden_size')} is {hidden}, the target {target.path} has {shared}: the drafter "
-            "can use neither the target's embeddings nor its head, and brings "
-            f"{'no ' + join_words(['embed_tokens.weight', 'lm_head.weight'], 'and') if not own else 'only ' + own[0]} "
-            "of its own. Is the target the one it was trained for?"
+            f"{checkpoint.config.where('hidden_size')} is {hidden}, the tapped layers of {target.path} are {width} "
+            "wide; llama.cpp runs DFlash drafters only at their target's hidden size. Is the target the one it was "
+            "trained for?"
         )
 
 
@@ -260,9 +255,9 @@ def _rope_keys(drafter: Drafter, rope: Rope, target: Target) -> Metadata:
         keys["rope.dimension_count"] = u32(int(drafter.head_dim * rope.partial))
     if rope.freq_factors is not None:
         if target.mrope:
-            raise UserError(
-                f"{target.path}: the target has several rope axes (M-RoPE) and the drafter llama3 rope scaling; "
-                "llama.cpp ignores the scaling in that case"
+            drafter.notes.append(
+                "llama3 rope scaling of a drafter whose target has several rope axes (M-RoPE): the fork applies it "
+                "(upstream's llama.cpp ignores it there)"
             )
         drafter.tensors.insert(0, OutTensor("rope_freqs.weight", np.array(rope.freq_factors, dtype=np.float32)))
     if target.mrope:
