@@ -146,7 +146,7 @@ def marked(name: str) -> Any:
     return pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", map(marked, CASES))
+@pytest.mark.parametrize("name", [marked(name) for name in CASES])
 def test_file_equals_that_of_upstreams_converter(name: str, pairs: dict[str, Pair], llama_cpp: Path) -> None:
     case, pair = CASES[name], pairs[name]
     convert(pair.drafter, pair.target, pair.ours, case.outtype, llama_cpp=llama_cpp)
