@@ -32,6 +32,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,20 @@ PLAIN = "none"
 # Conditions that two records may differ in: they name what is compared, or say when it happened.
 FREE_CONDITIONS = ("builds", "command", "started", "seconds", "repeats", "tool", "disturbances", "host")
 
+# What the reports look up without asking; numbers among them are checked to be numbers.
+_LABELS_OF = {
+    "step_ms": ("rows",),
+    "phase_ms": ("phase",),
+    "prefill_rate": ("tokens",),
+    "memory": ("part",),
+    "accepted_at": ("position",),
+}
+_NUMBERS = ("rows", "tokens", "position")
+_CONDITION_TYPES = {"baselines": dict, "disturbances": list}
+
 _LARGEST = 1 << 30
+_MOST = 1e15  # no quantity comes near it, and sums of such numbers stay finite
+_COUNT = re.compile(r"\d{1,9}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ def _place(name: str, build: str, unit: str, labels: Mapping[str, str]) -> tuple
 
 
 def write(record: Record, path: Path) -> None:
-    """Write `record` as JSON; it appears under `path` only when it is complete.
+    """Write `record` as JSON; it appears under `path` only when it is complete. Series without samples are left out.
 
     Raises ValueError for a sample that is not a finite number: that is a mistake of the program.
     """
@@ -131,6 +145,7 @@ def write(record: Record, path: Path) -> None:
         "series": [
             {"name": s.name, "build": s.build, "labels": dict(s.labels), "unit": s.unit, "values": list(s.values)}
             for s in record.series
+            if s.values
         ],
         "answers": [
             {"build": a.build, "labels": dict(a.labels), "finish": a.finish, "text": a.text} for a in record.answers
@@ -212,9 +227,15 @@ def _record(document: Any, where: str) -> Record:
         )
     if found.get("kind") not in KINDS:
         raise UserError(f"{where}: kind is {found.get('kind')!r}, expected one of {', '.join(KINDS)}")
+    conditions = _typed(found.get("conditions"), dict, where, "conditions")
+    for name, kind in _CONDITION_TYPES.items():
+        if name in conditions:
+            _typed(conditions[name], kind, where, f"conditions.{name}")
+    for side, baseline in conditions.get("baselines", {}).items():
+        _typed(baseline, str, where, f"conditions.baselines.{side}")
     return Record(
         kind=found["kind"],
-        conditions=_typed(found.get("conditions"), dict, where, "conditions"),
+        conditions=conditions,
         series=[_series(s, where, f"series[{i}]") for i, s in _items(found, "series", where)],
         answers=[_answer(a, where, f"answers[{i}]") for i, a in _items(found, "answers", where, optional=True)],
         notes=[_typed(n, str, where, f"notes[{i}]") for i, n in _items(found, "notes", where)],
@@ -233,15 +254,24 @@ def _series(found: Any, where: str, name: str) -> Series:
             number = math.nan if isinstance(value, bool | str) else float(value)
         except (TypeError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= _MOST:
             raise UserError(f"{where}: {name}.values[{i}] is {str(value)[:40]}, expected a finite number")
         values.append(number)
+    if not values:
+        raise UserError(f"{where}: {name}.values is empty; what was not measured has no series")
+    quantity = _typed(fields.get("name"), str, where, f"{name}.name")
+    labels = _labels(fields, where, name)
+    for label in _LABELS_OF.get(quantity, ()):
+        if label not in labels or (label in _NUMBERS and not _COUNT.fullmatch(labels[label])):
+            told = repr(labels[label][:40]) if label in labels else "not there"
+            expected = "a number from 0" if label in _NUMBERS else "a text"
+            raise UserError(f"{where}: {name} ({quantity}): label {label} is {told}, expected {expected}")
     return Series(
-        name=_typed(fields.get("name"), str, where, f"{name}.name"),
+        name=quantity,
         build=_typed(fields.get("build"), str, where, f"{name}.build"),
         unit=_typed(fields.get("unit"), str, where, f"{name}.unit"),
         values=tuple(values),
-        labels=_labels(fields, where, name),
+        labels=labels,
     )
 
 

@@ -88,8 +88,8 @@ class Group:
         clock = _SERVER if self.of(_SERVER) else _CLIENT
         times = self.of(clock)
         passes = passes_of(tokens, times)
-        decoded = sum(_decoded(tokens[p]) for p in steps)
-        taken = sum(map(sum, steps.values()))
+        counted = [p for p in steps if p in tokens]
+        decoded, taken = sum(_decoded(tokens[p]) for p in counted), sum(sum(steps[p]) for p in counted)
         round_ms = sum(sum(times[p]) for p in times if p in rounds)
         checks = [value for values in equal.values() for value in values]
         return Row(
@@ -211,9 +211,9 @@ def luce_rows(record: Record) -> list[LuceRow]:
             rates, before = group.of("decode_rate"), group.of("decode_rate", group.baseline)
             steps, tokens = group.of("steps"), group.of("tokens")
             both = [p for p in rates if p in before]
-            if not both or not steps:
+            als = [sum(tokens[p]) / sum(steps[p]) if sum(steps[p]) else 0.0 for p in steps if p in tokens]
+            if not both or not als:
                 continue
-            als = [sum(tokens[p]) / sum(steps[p]) if sum(steps[p]) else 0.0 for p in steps]
             one, two = (sum(median(side[p]) for p in both) / len(both) for side in (before, rates))
             rows.append(LuceRow(group.build, suite, len(both), one, two, two / one, sum(als) / len(als)))
     return rows
