@@ -74,6 +74,10 @@ def serve(stub: Stub) -> Iterator[Stub]:
                 text = "data: {broken\n\n"
             if stub.spoil == "error":
                 text = 'data: {"error": {"message": "out of memory"}}\n\n'
+            if stub.spoil == "odd event":
+                text = 'data: {"choices": [7]}\n\n'
+            if stub.spoil == "odd usage":
+                text = text.replace(f'"completion_tokens": {stub.tokens}', '"completion_tokens": "seven"')
             self._send(text.encode())
 
         def _send(self, content: bytes, status: int = 200) -> None:

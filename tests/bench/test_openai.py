@@ -55,6 +55,11 @@ def test_what_an_engine_does_not_tell_is_unknown():
     assert unknown == (None,) * 6
 
 
+def test_a_count_that_is_no_number_is_unknown():
+    with serve(Stub(spoil="odd usage")) as stub:
+        assert OpenAIArm("other", stub.url).ask(request()).tokens is None
+
+
 def test_the_counters_of_vllm_give_the_acceptance():
     with serve(Stub(counters=True)) as stub:
         arm = OpenAIArm("vllm", stub.url)
@@ -70,6 +75,7 @@ def test_the_counters_of_vllm_give_the_acceptance():
         (Stub(status=400), "refused with status 400: .*too long"),
         (Stub(spoil="no json"), "did not answer /chat/completions"),
         (Stub(spoil="error"), "answered .*out of memory"),
+        (Stub(spoil="odd event"), r'sent an event that is no piece of an answer: \{"choices": \[7\]\}'),
         (Stub(spoil="no finish"), "ended without a finish_reason"),
         (Stub(models=("m", "n")), r"serves 2 models \(m, n\); give model="),
     ],

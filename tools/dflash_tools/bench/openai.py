@@ -73,8 +73,12 @@ class OpenAIArm:
         before = self._counters()
         clock.start()
         for event in self._events("/completions" if raw else "/chat/completions", body):
-            if _take(event, answer):
-                clock.tick()
+            try:
+                if _take(event, answer):
+                    clock.tick()
+            except (AttributeError, KeyError, TypeError) as cause:
+                shown = json.dumps(event)[:_ERROR_SHOWN]
+                raise UserError(f"server {self.name}: sent an event that is no piece of an answer: {shown}") from cause
         if not answer.finish:
             raise UserError(f"server {self.name}: the answer's stream ended without a finish_reason")
         completion = Completion(answer.text, (), answer.finish, False, Timings(), answer.reasoning)
@@ -167,8 +171,8 @@ class OpenAIArm:
 def _take(event: Mapping[str, Any], answer: _Answer) -> bool:
     """Add one event of the stream to `answer`; True when it brought text."""
     if usage := event.get("usage"):
-        answer.tokens = usage.get("completion_tokens")
-        answer.prompt_tokens = usage.get("prompt_tokens")
+        answer.tokens = _count(usage.get("completion_tokens"))
+        answer.prompt_tokens = _count(usage.get("prompt_tokens"))
     choices = event.get("choices") or []
     if not choices:
         return False
@@ -180,3 +184,7 @@ def _take(event: Mapping[str, Any], answer: _Answer) -> bool:
     answer.text += text
     answer.reasoning += reasoning
     return bool(text or reasoning or delta.get("tool_calls"))
+
+
+def _count(found: Any) -> int | None:
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 1 << 31 else None
