@@ -31,7 +31,7 @@ from dflash_tools.errors import UserError
 Message = Mapping[str, Any]
 
 # /metrics prints six significant digits, so a larger counter is rounded and its growth is worthless.
-_EXACT_BELOW = 1_000_000
+EXACT_BELOW = 1_000_000
 _PER_POSITION = 'spec_decode_num_accepted_tokens_per_pos_total{{position="{}"}}'
 # More candidates than any vocabulary has.
 _ALL = 1 << 20
@@ -249,9 +249,9 @@ class LlamaClient:
             int(found[f"spec_decode_num_{name}_total"]) for name in ("draft_tokens", "accepted_tokens", "drafts")
         ]
         places = itertools.takewhile(found.__contains__, map(_PER_POSITION.format, itertools.count()))
-        if max(counters) >= _EXACT_BELOW:
+        if max(counters) >= EXACT_BELOW:
             raise UserError(
-                f"/metrics prints counters of {_EXACT_BELOW} and more with six digits only (found {counters}): "
+                f"/metrics prints counters of {EXACT_BELOW} and more with six digits only (found {counters}): "
                 "restart the server to count verify steps again"
             )
         return SpecCounters(*counters, tuple(int(found[place]) for place in places))

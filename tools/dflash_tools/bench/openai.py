@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dflash_tools.bench.arms import RAW, REFUSALS, Clock, PromptRefusedError, Reply, Request
-from dflash_tools.client import Completion, Counted, SpecCounters, Timings
+from dflash_tools.client import EXACT_BELOW, Completion, Counted, SpecCounters, Timings
 from dflash_tools.errors import UserError
 
-_COUNTER = re.compile(r"^(?:vllm|llamacpp):spec_decode_num_(\w+?)_total(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_COUNTER = re.compile(r"^(vllm|llamacpp):spec_decode_num_(\w+?)_total(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _POSITION = re.compile(r'position="(\d+)"')
 _ERROR_SHOWN = 300
 _MOST_POSITIONS = 1024
@@ -116,7 +116,9 @@ class OpenAIArm:
         """None when the engine has no such counters, or will not show them."""
         try:
             found: dict[str, float] = {}
-            for name, labels, value in _COUNTER.findall(self._get("/metrics")):
+            for engine, name, labels, value in _COUNTER.findall(self._get("/metrics")):
+                if engine == "llamacpp" and float(value) >= EXACT_BELOW:
+                    return None
                 position = _POSITION.search(labels or "")
                 key = f"{name}{position[1]}" if position else name
                 found[key] = found.get(key, 0.0) + float(value)
