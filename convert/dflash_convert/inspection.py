@@ -23,8 +23,9 @@ from dflash_convert.drafter import Drafter
 from dflash_convert.families import read_drafter
 from dflash_convert.families.gguf_drafter import read_gguf_drafter
 from dflash_convert.gguf_file import GgufFile, TensorEntry, read_gguf
+from dflash_convert.quantize import check_finite
 from dflash_convert.target import Target
-from dflash_convert.tensors import INT_TYPES, FileReader
+from dflash_convert.tensors import FLOAT_TYPES, INT_TYPES, FileReader, LazyTensor
 from dflash_convert.upgrade import is_gguf
 
 MAX_TEXT = 400
@@ -104,6 +105,7 @@ def _inspect_checkpoint(report: Report, path: Path, target: LoadedTarget | None)
     _expect(report, drafter, drafter.vocab_size, target)
     if target is not None and report.good:
         check_target(checkpoint.config.path, drafter, target.target)
+    _check_numbers(report, [t.source for t in drafter.tensors if isinstance(t.source, LazyTensor)])
 
 
 def _inspect_gguf(report: Report, path: Path, target: LoadedTarget | None) -> None:
@@ -126,6 +128,16 @@ def _inspect_gguf(report: Report, path: Path, target: LoadedTarget | None) -> No
     if not vocabulary:
         report.oddities.append(Oddity("no tokenizer in the file", f"`{again}` takes the target's"))
     _check_tensors(report, path, file, drafter, len(vocabulary))
+    stored = sum(t.nbytes for t in file.tensors.values())
+    if stored > path.stat().st_size:
+        what = f"tensors of {_size(stored)} in a file of {_size(path.stat().st_size)}: they overlap"
+        report.oddities.append(Oddity(what, "the file is damaged: download it again, or convert the checkpoint"))
+    else:
+        kinds = {n: t.type.name for n, t in file.tensors.items() if t.type is not None and t.type.name in FLOAT_TYPES}
+        floats = [(n, kind, file.tensors[n]) for n, kind in kinds.items()]
+        _check_numbers(
+            report, [LazyTensor(n, kind, t.shape, path, FileReader(path, t.offset, kind)) for n, kind, t in floats]
+        )
     if target is not None and fits:
         check_target(path, drafter, target.target)
         _compare_tokens(report, vocabulary, target, drafter, again)
@@ -203,6 +215,18 @@ def _check_tensors(report: Report, path: Path, file: GgufFile, drafter: Drafter,
     if drafter.mask_token_id is not None and vocabulary and drafter.mask_token_id >= vocabulary:
         what = f"mask token {drafter.mask_token_id}: the tokenizer ends at {vocabulary - 1}"
         report.oddities.append(Oddity(what, "convert the checkpoint again, with the target it was trained for"))
+
+
+def _check_numbers(report: Report, tensors: list[LazyTensor]) -> None:
+    """That floats are finite: all of them are read."""
+    for tensor in tensors:
+        if tensor.dtype not in FLOAT_TYPES:
+            continue
+        try:
+            check_finite(tensor)
+        except UserError as e:
+            report.oddities.append(Oddity(str(e), "take another copy of the file"))
+            return  # one says it
 
 
 def _check_d2t(report: Report, path: Path, entry: TensorEntry, vocabulary: int) -> None:

@@ -20,6 +20,7 @@ OUTTYPES: dict[str, tuple[T, gguf.LlamaFileType]] = {
     "bf16": (T.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (T.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
+CHECK_ELEMENTS = 1 << 20
 _SAME = {("BF16", T.BF16), ("F16", T.F16), ("F32", T.F32)}
 # All bits but the sign, and what they are in an infinite number; NaN is above.
 _INFINITE = {
@@ -151,6 +152,12 @@ def _all_finite(values: np.ndarray, dtype: str) -> bool:
         return bool(np.isfinite(values).all())
     mask, infinite = _INFINITE[dtype]
     return values.size == 0 or bool((values.view(mask.dtype) & mask).max() < infinite)
+
+
+def check_finite(tensor: LazyTensor) -> None:
+    """Read all of a tensor of floats. Raises UserError as `encode_rows` does for NaN and infinity."""
+    for start in range(0, tensor.size, CHECK_ELEMENTS):
+        _check_finite(tensor.read_flat(start, min(start + CHECK_ELEMENTS, tensor.size)), tensor, start)
 
 
 def _check_finite(rows: np.ndarray, source: LazyTensor, first: int) -> None:

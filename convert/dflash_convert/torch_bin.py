@@ -53,7 +53,8 @@ def load_weights_only(path: Path) -> Any:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
     except Exception as e:  # torch raises many types for a damaged file
-        raise UserError(f"{path}: torch cannot read it (weights_only): {str(e).splitlines()[0][:300]}") from e
+        reason = next(iter(str(e).splitlines()), "") or type(e).__name__
+        raise UserError(f"{path}: torch cannot read it (weights_only): {reason[:300]}") from e
 
 
 def lazy_tensor(path: Path, name: Any, value: Any) -> LazyTensor:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,7 @@ def test_mixed_causality_is_mentioned(tmp_path: Path, gguf_target: Path, capsys:
     assert "1 of 2 layers are causal inside a block" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name"), [(torch.bfloat16, "BF16"), (torch.float16, "F16"), (torch.float32, "F16")]
-)
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "BF16"), (torch.float16, "F16"), (torch.float32, "F16")])
 def test_default_name_and_type_follow_the_weights(
     dtype: torch.dtype, name: str, tmp_path: Path, gguf_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +127,20 @@ def test_torch_bin_gives_the_same_file(zipped: bool, tmp_path: Path, gguf_target
     for directory in (drafter, old):
         convert(directory, gguf_target, directory.with_suffix(".gguf"))
     assert_same_file(drafter.with_suffix(".gguf"), old.with_suffix(".gguf"))
+
+
+def test_a_pickle_that_ends_early_is_an_error_of_ours(tmp_path: Path, gguf_target: Path) -> None:
+    drafter = save(tmp_path / "d", dflash_config(), {})
+    (drafter / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "whole.bin")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.bin") as whole,
+        zipfile.ZipFile(drafter / "pytorch_model.bin", "w") as out,
+    ):
+        for name in whole.namelist():
+            out.writestr(name, b"" if name.endswith("data.pkl") else whole.read(name))
+    with pytest.raises(UserError, match=r"torch cannot read it \(weights_only\): EOFError"):
+        convert(drafter, gguf_target, tmp_path / "o.gguf")
 
 
 def test_pickles_with_code_are_refused_and_not_run(tmp_path: Path, gguf_target: Path) -> None:

@@ -148,6 +148,28 @@ def test_a_coarse_fc_is_odd_and_a_norm_that_is_not_f32_wrong(made: Path, tmp_pat
     assert "output_norm.weight is stored in F16" in wrong(inspect(path))
 
 
+def test_numbers_that_no_weight_may_be_are_wrong(made: Path, tmp_path: Path) -> None:
+    tensors = dflash_tensors(dflash_config())
+    tensors["layers.1.mlp.up_proj.weight"][90, 60] = float("nan")
+    report = inspect(save(tmp_path / "nan", dflash_config(), tensors))
+    assert f"layers.1.mlp.up_proj.weight holds nan (element {90 * 64 + 60} of {96 * 64})" in wrong(report)
+    norm = np.ones(64, dtype=np.float32)
+    norm[63] = np.inf
+    path = changed(made, tmp_path / "x.gguf", {"output_norm.weight": (norm, gguf.GGMLQuantizationType.F32)})
+    assert "output_norm.weight holds inf (element 63 of 64)" in wrong(inspect(path))
+
+
+def test_tensors_that_overlap_are_wrong(made: Path, tmp_path: Path) -> None:
+    """All at the start of the data: nothing is read past the end, but nothing is right either."""
+    data = bytearray(made.read_bytes())
+    for t in gguf.GGUFReader(made).tensors:
+        field = t.field
+        at = field.offset + sum(len(part.tobytes()) for part in field.parts[:-1])
+        data[at : at + 8] = bytes(8)
+    (tmp_path / "x.gguf").write_bytes(data[: len(data) // 2])
+    assert "they overlap" in wrong(inspect(tmp_path / "x.gguf"))
+
+
 def test_nothing_in_a_file_reaches_the_terminal_as_it_is(made: Path, tmp_path: Path) -> None:
     name = "\x1b]0;owned\x07\nnothing is odd\u202e" + "x" * 5000
     shown = str(inspect(rewrite(made, tmp_path / "x.gguf", keys={"general.name": name})))
