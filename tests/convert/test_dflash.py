@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from dflash_checkpoints import (
     target_with_weights,
 )
 from dflash_convert.cli import convert
+from dflash_convert.families.gguf_drafter import read_gguf_drafter
+from dflash_convert.gguf_file import read_gguf
+from dflash_convert.target import read_target
 from dflash_tools.errors import UserError
 from test_oracle import LLAMA3, PER_LAYER, QWEN35, SLIDING, YARN, assert_same_file, contents, run_upstream
 
@@ -277,6 +280,16 @@ def test_mask_token_that_only_the_target_knows_is_taken(converted: Convert) -> N
     file, notes = converted(config, dflash_tensors(config))
     assert file["tokenizer.ggml.mask_token_id"][1] == MASK
     assert any(f"one of the target's {VOCAB}" in note for note in notes)
+
+
+def test_gguf_of_a_gemma_target_gets_its_scale(target: Path, tmp_path: Path, llama_cpp: Path) -> None:
+    old = tmp_path / "old.gguf"
+    convert(save(tmp_path / "d", dflash_config(), dflash_tensors(dflash_config())), target, old, llama_cpp=llama_cpp)
+    for architecture, scale in (("gemma4", 8.0), ("Gemma3ForConditionalGeneration", 8.0), ("qwen3", None)):
+        gemma = replace(read_target(target), architecture=architecture)
+        drafter, changes = read_gguf_drafter(old, read_gguf(old), gemma)
+        found = drafter.extra.get("embedding_scale")
+        assert (found.value if found else None) == scale and bool(changes) == bool(scale)
 
 
 Refuse = Callable[..., None]

@@ -50,19 +50,24 @@ def read_speculators(checkpoint: Checkpoint, target: Target) -> Drafter:
 
 
 def scale_embeddings(drafter: Drafter, target: Target) -> None:
-    """Scale the embeddings of a z-lab drafter as a Gemma target scales its own, unless the config states a scale.
-
-    z-lab trains on what the target's embedding layer gives, which of Gemma includes the factor; its MLX backend and its
-    patch for vLLM multiply by it (the torch backend, made for other targets, does not).
-    """
-    if not target.architecture.lower().startswith("gemma") or "embedding_scale" in drafter.extra:
+    """Scale the embeddings of a z-lab drafter as its target scales its own, unless the config states a scale."""
+    scale = scale_of_embeddings(target, drafter.hidden_size)
+    if scale is None or "embedding_scale" in drafter.extra:
         return
-    scale = drafter.hidden_size**0.5
     drafter.extra["embedding_scale"] = f32(scale)
     drafter.notes.append(
         f"embeddings are scaled by {scale:.4g}, the root of the hidden size, as {target.architecture} scales its own; "
         "input_embedding_scale in the config would say otherwise"
     )
+
+
+def scale_of_embeddings(target: Target, hidden: int) -> float | None:
+    """The factor that the embedding layer of a Gemma target puts on its table's rows; None for other targets.
+
+    z-lab trains on what the layer gives: its MLX backend and its patch for vLLM multiply by the factor (the torch
+    backend, made for other targets, does not).
+    """
+    return hidden**0.5 if target.architecture.lower().startswith("gemma") else None
 
 
 def zlab_layout(checkpoint: Checkpoint, warnings: list[str], family: str = "DFlash") -> Layout:

@@ -14,8 +14,9 @@ from dflash_tools.errors import UserError
 from dflash_convert.check import check_tensors, shape_text
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.block_attention import BlockAttention
+from dflash_convert.families.dflash import scale_of_embeddings
 from dflash_convert.families.legacy_gguf import GgufDrafter, below, is_legacy, stored, translate
-from dflash_convert.gguf_file import GgufFile, u32
+from dflash_convert.gguf_file import GgufFile, f32, u32
 from dflash_convert.gguf_keys import Keys
 from dflash_convert.rope import Rope, sections_for_mrope
 from dflash_convert.shape import LAYER_NAMES, MAX_DIM, MAX_LAYERS, Shape, layer_shapes
@@ -52,6 +53,7 @@ def read_gguf_drafter(
         _repair_windows(found, keys, window)
         _repair_causality(found, keys, legacy)
         _repair_vocabulary_weights(found)
+        _repair_embedding_scale(found, keys, target)
         if target.mrope and not keys.has("rope.dimension_sections"):
             found.keys |= sections_for_mrope(_shape(keys).head_dim)
             found.changes.append("rope.dimension_sections added: the target has several rope axes (M-RoPE)")
@@ -142,6 +144,15 @@ def _repair_vocabulary_weights(found: GgufDrafter) -> None:
     if "token_embd.weight" in found.tensors and "output.weight" not in found.tensors:
         del found.tensors["token_embd.weight"]
         found.changes.append("token_embd.weight left out: llama.cpp would use it as head too; both are the target's")
+
+
+def _repair_embedding_scale(found: GgufDrafter, keys: Keys, target: Target) -> None:
+    """z-lab's drafters of Gemma read scaled embeddings, and no converter but this one says so."""
+    scale = scale_of_embeddings(target, keys.integer("embedding_length", least=1, most=MAX_DIM))
+    own = {"token_embd.weight", "markov_w1.weight"} & found.tensors.keys()
+    if scale and not own and not keys.has("embedding_scale"):
+        found.keys["embedding_scale"] = f32(scale)
+        found.changes.append(f"embedding_scale {scale:.4g} added: {target.architecture} scales its embeddings so")
 
 
 def _warn(found: GgufDrafter, file: GgufFile, target: Target, legacy: bool) -> None:
