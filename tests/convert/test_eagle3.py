@@ -134,6 +134,19 @@ def test_flags_in_eagle_config_hold(read: Any, tmp_path: Path) -> None:
     assert contents(tmp_path / "o.gguf")["enc.output_norm.weight"][1] == [3 * HIDDEN]
 
 
+def test_only_rotated_dimensions_are_reordered(tmp_path: Path, target: Path) -> None:
+    """Of heads of 16 dimensions the first 8 are rotated: pairs (i, i + 4) become neighbours, the rest stays."""
+    config = eagle3_config(partial_rotary_factor=0.5)
+    tensors = eagle3_tensors(config)
+    out = tmp_path / "o.gguf"
+    convert(save(tmp_path / "d", config, tensors, torch.float32), target, out, "f32")
+    assert contents(out)["eagle3.rope.dimension_count"][1] == 8
+    order = [0, 4, 1, 5, 2, 6, 3, 7, *range(8, 16)]
+    for name, gguf_name in (("q", "attn_q"), ("k", "attn_k")):
+        rows = tensors[f"midlayer.self_attn.{name}_proj.weight"].unflatten(0, (-1, 16))[:, order].contiguous()
+        assert contents(out)[f"blk.0.{gguf_name}.weight"][2] == rows.numpy().tobytes()
+
+
 @pytest.mark.parametrize("layer", ["midlayer", "layers.0"])
 @pytest.mark.parametrize(
     ("config", "more", "part"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dflash_convert.write
 import gguf
 import pytest
 from checkpoints import MASK, dflash_config, dflash_tensors, eagle3_config, eagle3_tensors, make_target, save
@@ -148,7 +149,8 @@ def test_ids_that_a_migration_left_as_outputs_are_shifted(tmp_path, direct, targ
     assert "outputs [0, 2, 5] -> inputs [1, 3, 6] (target_layers), which the migration script left" in said
 
 
-def test_quantised_tensors_are_copied_byte_for_byte(tmp_path, direct, target) -> None:
+def test_quantised_tensors_are_copied_byte_for_byte(tmp_path, direct, target, monkeypatch) -> None:
+    monkeypatch.setattr(dflash_convert.write, "COPY_BYTES", 1000)  # so that a tensor takes several steps
     config, tensors, made = direct()
     old = write_old(tmp_path / "old.gguf", "dflash-draft", config, tensors, names=BUUN, keys=OLD, matrices=T.Q4_0)
     found, _, _ = upgraded(old, target)
@@ -324,12 +326,12 @@ def test_wrong_target_is_refused(old, target, tmp_path) -> None:
     refused(old(), make_target(tmp_path / "wide", hidden_size=128), "hidden size 128")
 
 
-def test_truncated_file_is_refused(old, target) -> None:
+def test_file_that_ends_early_is_refused(old, target) -> None:
     file = old()
     data = file.read_bytes()
     for n in (len(data) - 40, 3000, 40, 5):
         file.write_bytes(data[:n])
-        refused(file, target, "truncated")
+        refused(file, target, "truncated", f"the file has {n}")
     file.write_bytes(b"GG")
     refused(file, target, "truncated")
 
