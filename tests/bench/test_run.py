@@ -144,5 +144,15 @@ def test_a_model_that_is_not_there_is_named_before_anything_is_fetched(tmp_path)
         run.run_study(Study(tmp_path / "nowhere.gguf", work=tmp_path))
 
 
+def test_two_suites_of_one_name_are_refused(study_of, tmp_path):
+    files = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        files.append(tmp_path / name / "mine.json")
+        files[-1].write_text('[{"prompt": "x"}]')
+    with pytest.raises(UserError, match="another suite of the name mine"):
+        study_of([Made("a", [])], suites=tuple(map(str, files)))
+
+
 def test_rotation_keeps_everyone():
     assert rotated(["a", "b", "c"], 4) == ["b", "c", "a"]

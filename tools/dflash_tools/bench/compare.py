@@ -14,6 +14,7 @@ from dflash_tools.bench.stats import LEVEL, Interval, median, ratio_of_medians, 
 from dflash_tools.bench.summary import ALL, Samples, paired
 from dflash_tools.errors import UserError
 
+_NOTED = ("broken off: ", "left out: ", "unstable: ", "differs: ")
 _AMOUNTS = ("count", "tokens", "MiB")
 
 
@@ -94,6 +95,7 @@ def _said(one: Record, two: Record, names: tuple[str, str], allowed: Sequence[st
         builds = record.conditions.get("builds", {})
         lines += [f"{name}: {build} is {what}" for build, what in builds.items()] if isinstance(builds, dict) else []
         lines += [f"{name} was disturbed: {what}" for what in record.conditions.get("disturbances", ())]
+        lines += [f"{name}: {note}" for note in record.notes if note.startswith(_NOTED)]
     return [Section("Notes", text="\n".join(lines))] if lines else []
 
 

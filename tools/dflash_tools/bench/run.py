@@ -27,6 +27,8 @@ from dflash_tools.fork.build import bin_dir as fork_bin_dir
 
 # Repeats of one request that scatter by more than this share (quartiles over median) are said to.
 NOISY = 0.05
+# What a server tells of its model, and the names of these conditions.
+_TOLD = {"ftype": "type", "n_params": "parameters"}
 
 
 @dataclass
@@ -50,18 +52,19 @@ def run_study(study: Study, progress: Callable[[int], Progress] = Progress) -> R
         if path is not None and not path.is_file():
             raise UserError(f"{path}: is no file; a model to measure is a GGUF file")
     sources = Sources(study.work / "packages", study.long_tokens)
-    found = [suite(name, study.prompts, sources) for name in study.suites]
-    prompts = {some[0].suite: some for some in found}
+    prompts = _prompts(study, sources)
     sides = sides_of(study)
-    started = time.time()
     requests = _requests(study, prompts)
+    record = Record("run", _conditions(study, sides, prompts))
+    started = time.monotonic()
     with Watch() as watch:
         measured = _Run(study, sides, requests, progress).measure()
     if not measured.replies:
         refused = "; ".join(f"{what}: {why}" for what, why in measured.left_out.items())
         raise UserError(f"no prompt was answered by every side: {refused[:500]}")
     measured.sort(sides, requests)
-    record = Record("run", _conditions(study, sides, prompts, measured, watch, started))
+    record.conditions["target"] |= next(iter(measured.models.values()), {})
+    record.conditions |= {"seconds": round(time.monotonic() - started, 1), "host": {"clocks": watch.clocks()}}
     for (name, setting, prompt), replies in measured.replies.items():
         _add(record, name, {"suite": prompt.suite, "prompt": prompt.id, **setting.labels()}, replies)
     by_name = {side.name: side for side in sides}
@@ -73,6 +76,16 @@ def run_study(study: Study, progress: Callable[[int], Progress] = Progress) -> R
     record.notes += [f"left out: {what}: {why}" for what, why in measured.left_out.items()]
     record.notes += [f"disturbed: {what}" for what in record.conditions["disturbances"]]
     return record
+
+
+def _prompts(study: Study, sources: Sources) -> dict[str, list[Prompt]]:
+    prompts: dict[str, list[Prompt]] = {}
+    for name in study.suites:
+        some = suite(name, study.prompts, sources)
+        if some[0].suite in prompts:
+            raise UserError(f"suites: {name}: there is another suite of the name {some[0].suite}")
+        prompts[some[0].suite] = some
+    return prompts
 
 
 def _requests(study: Study, prompts: dict[str, list[Prompt]]) -> list[Request]:
@@ -128,7 +141,8 @@ class _Run:
     def _opened(self, stack: ExitStack, side: Side) -> Arm:
         arm = stack.enter_context(side.open())
         if isinstance(arm, LlamaArm) and side.name not in self.measured.models:
-            self.measured.models[side.name] = arm.client.model()
+            told = arm.client.model()
+            self.measured.models[side.name] = {key: told[name] for name, key in _TOLD.items() if name in told}
         warm = 0
         for request in self.requests:
             while warm < self.study.warmup:
@@ -202,20 +216,10 @@ def _noise(record: Record) -> list[str]:
     return found
 
 
-def _conditions(
-    study: Study,
-    sides: Sequence[Side],
-    prompts: dict[str, list[Prompt]],
-    measured: Measured,
-    watch: Watch,
-    started: float,
-) -> dict[str, Any]:
-    facts = next(iter(measured.models.values()), {})
+def _conditions(study: Study, sides: Sequence[Side], prompts: dict[str, list[Prompt]]) -> dict[str, Any]:
+    """All that is known before; asked for first, so that nothing of it can fail after an hour of measuring."""
     found: dict[str, Any] = {
-        "target": {} if study.target is None else {
-            **model_file(study.target),
-            **{key: facts[name] for name, key in (("ftype", "type"), ("n_params", "parameters")) if name in facts},
-        },
+        "target": model_file(study.target) if study.target else {},
         "drafters": {
             d.name: {**model_file(d.path), "switch": shlex.join(d.switch), "options": shlex.join(d.options)}
             for d in study.drafter
@@ -233,10 +237,8 @@ def _conditions(
         "interleave": study.interleave,
         "repeats": study.repeats,
         "machine": machine(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(started)),
-        "seconds": round(time.time() - started, 1),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "host": {"clocks": watch.clocks()},
     }  # fmt: skip
     if study.target is not None:
         found["builds"] = {build.name: conditions.build(build.bin or fork_bin_dir()) for build in study.build}
