@@ -33,11 +33,6 @@ class DSpark(DFlash):
         """The first slot that drafts. Flat files that do not say draft from the anchor's, nested ones do not."""
         return 0 if self.of("sample_from_anchor", "speculators_model_type" not in self.config) else 1
 
-    def logits(self, states: Tensor, head: Tensor) -> Tensor:
-        logits = super().logits(states, head) * self.of("output_multiplier", 1.0)
-        cap = self.of("final_logit_softcapping")
-        return cap * torch.tanh(logits / cap) if cap else logits
-
     def before(self, anchor: int, draft: Sequence[int]) -> Tensor:
         """The token before each drafted one [drafted]."""
         return torch.tensor([anchor, *draft[:-1]])
