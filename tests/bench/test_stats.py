@@ -42,6 +42,17 @@ def test_three_samples_give_an_interval_as_wide_as_they_are():
     assert ratio_of_medians([10, 10, 10], [18, 20, 23]) == Interval(2.0, 1.8, 2.3)
 
 
+def test_one_sample_has_no_interval():
+    for found in (
+        ratio_of_medians([10], [20, 21]),
+        ratio_of_passes(Passes.of([[1]], [[2.0]]), Passes.of([[1]], [[1.0]])),
+    ):
+        assert not found.known
+        assert not found.excludes(99.0)
+        assert "[" not in str(found)
+    assert str(ratio_of_medians([10, 10], [20, 20])) == "2.00x [2.00, 2.00]"
+
+
 def test_a_ratio_to_nothing_is_refused():
     with pytest.raises(ValueError, match="no values"):
         ratio_of_medians([], [1])

@@ -70,6 +70,8 @@ def _suites(one: Record, two: Record) -> list[Section]:
 def verdict(ratio: Interval, unit: str) -> str:
     """`faster`, `slower` (or `less`, `more`) when the interval leaves 1, else what an interval
     around 1 means: no difference was shown."""
+    if not ratio.known:
+        return "one sample"
     if not ratio.excludes(1.0):
         return "within noise"
     if unit in _AMOUNTS:

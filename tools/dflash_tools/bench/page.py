@@ -31,6 +31,7 @@ th:first-child, td:first-child { text-align: left; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figure h2 { margin-top: 0; } svg { width: 100%; max-width: 640px; height: auto; }
 svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--line); } .line { fill: none; stroke-width: 2; }
+.whisker { opacity: .5; }
 .reference { stroke: var(--soft); stroke-dasharray: 5 4; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem .9rem; font-size: .85rem; }
 button { background: none; border: 0; color: inherit; cursor: pointer; font: inherit; padding: 0; }
@@ -83,7 +84,7 @@ def page(record: Record) -> str:
 
 
 def _colours() -> str:
-    rule = ".c{0} {{ fill: var(--c{0}); }} .line.c{0} {{ fill: none; stroke: var(--c{0}); }}\n"
+    rule = ".c{0} {{ fill: var(--c{0}); }} .line.c{0}, .whisker.c{0} {{ fill: none; stroke: var(--c{0}); }}\n"
     return "".join(map(rule.format, range(COLOURS)))
 
 

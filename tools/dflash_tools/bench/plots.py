@@ -68,7 +68,7 @@ def _run_plots(record: Record) -> Iterable[Plot]:
         yield Plot(
             f"speedup-by-al-{number}", f"Speed-up by acceptance length ({setting})", "scatter",
             "tokens per verify step", "times plain decoding", tuple(_speedup_points(record, setting)), reference=1.0,
-            caption="One point per prompt. Above the line, the drafter pays.",
+            caption="One point per prompt, with its 95% interval over passes. Above the line, the drafter pays.",
         )  # fmt: skip
         whole = _whole(mine)
         yield Plot(
@@ -96,7 +96,8 @@ def _speedup_points(record: Record, setting: str) -> Iterable[Point]:
     for prompt, row in prompt_rows(record):
         if row.setting_text == setting and row.speedup is not None and row.al is not None:
             s = row.speedup
-            yield Point(row.build, row.al, s.value, f"{row.suite}/{prompt}", s.low, s.high)
+            bounds = (s.low, s.high) if s.known else (None, None)
+            yield Point(row.build, row.al, s.value, f"{row.suite}/{prompt}", *bounds)
 
 
 def _rate_note(row: Row) -> str:
@@ -105,7 +106,7 @@ def _rate_note(row: Row) -> str:
 
 
 def _span(speedup: Interval | None) -> str:
-    return f", {speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]" if speedup else ""
+    return f", {speedup}" if speedup else ""
 
 
 def _cost_plots(record: Record) -> Iterable[Plot]:

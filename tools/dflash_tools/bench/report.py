@@ -121,7 +121,7 @@ def number(value: float | None, form: str = ".1f") -> str:
 
 
 def interval(found: Interval | None) -> str:
-    return UNKNOWN if found is None else f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}]"
+    return UNKNOWN if found is None else str(found)
 
 
 def _run_sections(record: Record) -> list[Section]:

@@ -6,6 +6,7 @@ themselves, which is what three samples can say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,18 @@ _SEED = 20260101
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the range it may lie in."""
+    """A value and the range it may lie in; without end on both sides when one sample is all there is."""
 
     value: float
-    low: float
-    high: float
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def known(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}]" if self.known else f"{self.value:.2f}x"
 
     def excludes(self, value: float) -> bool:
         return not self.low <= value <= self.high
@@ -87,6 +95,8 @@ def ratio_of_medians(before: Sequence[float], after: Sequence[float]) -> Interva
     middle = median(one)
     if not middle:
         raise ValueError("ratio to a median of 0")
+    if min(len(one), len(two)) == 1:
+        return Interval(median(two) / middle)
     random = np.random.default_rng(_SEED)
     draws = [np.median(side[random.integers(len(side), size=(DRAWS, len(side)))], axis=1) for side in (one, two)]
     found = draws[1][draws[0] != 0] / draws[0][draws[0] != 0]
@@ -107,6 +117,8 @@ def ratio_of_passes(before: Passes, after: Passes, *, together: bool = True) -> 
         raise ValueError(f"not the same prompts: {before.cost.shape} and {after.cost.shape}")
     if not before.rate:
         raise ValueError("ratio to a rate of 0")
+    if len(before.cost) == 1 and min(passes) == 1:
+        return Interval(after.rate / before.rate)
     random = np.random.default_rng(_SEED)
     prompts = random.integers(len(before.cost), size=(DRAWS, len(before.cost)))
     chosen = [random.integers(count, size=(DRAWS, count)) for count in passes]
@@ -119,7 +131,7 @@ def ratio_of_passes(before: Passes, after: Passes, *, together: bool = True) -> 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:
     if not len(draws):
-        return Interval(value, value, value)
+        return Interval(value)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

@@ -108,6 +108,11 @@ def _curves(plot: Plot) -> str:
             name, colour = escape(series), plot.colour(series) % COLOURS
             parts.append(f'<polyline class="line c{colour}" data-series="{name}" points="{line}"/>')
         for point in points:
+            if point.low is not None and point.high is not None:
+                x, top, foot = place_x(float(point.x)), place_y(min(point.high, up[-1])), place_y(max(point.low, 0.0))
+                where = f'x1="{x:.2f}" x2="{x:.2f}" y1="{top:.2f}" y2="{foot:.2f}"'
+                name, colour = escape(series), plot.colour(series) % COLOURS
+                parts.append(f'<line class="whisker c{colour}" data-series="{name}" {where}/>')
             shape = f'cx="{place_x(float(point.x)):.2f}" cy="{place_y(point.y):.2f}" r="4"'
             parts.append(_mark("circle", plot, point, shape))
     return _svg(plot, _HEIGHT, parts)
