@@ -126,8 +126,8 @@ def _target_files(wanted: HubId, names: Sequence[str]) -> list[str]:
 
 
 def _in_folder(wanted: HubId, names: Sequence[str]) -> list[str]:
-    """Names relative to the folder of `wanted`, of the files in it."""
-    return [n.removeprefix(wanted.folder) for n in names if n.startswith(wanted.folder)]
+    """Names relative to the folder of `wanted`, of the files in it. Names that lead out of it are nobody's."""
+    return [n.removeprefix(wanted.folder) for n in names if n.startswith(wanted.folder) and ".." not in n.split("/")]
 
 
 def _need_config(wanted: HubId, names: Sequence[str], here: Sequence[str]) -> None:
@@ -153,7 +153,7 @@ def _present(wanted: HubId, files: Sequence[str] | set[str], names: Sequence[str
 def _fetch(wanted: HubId, revision: str | None, choose: Callable[[Sequence[str]], list[str]]) -> Path:
     """Fetch the files that `choose` picks from the names in the repository; returns the directory of its snapshot.
 
-    Without a connection, what the cache holds of the revision takes the repository's place.
+    Without a connection, or with a Hub out of order, what the cache holds of the revision takes the repository's place.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
@@ -165,8 +165,11 @@ def _fetch(wanted: HubId, revision: str | None, choose: Callable[[Sequence[str]]
     try:
         try:
             info = huggingface_hub.HfApi().model_info(wanted.repo, revision=revision)
-        except HfHubHTTPError:
-            raise  # the Hub has answered
+        except HfHubHTTPError as e:
+            status = getattr(e.response, "status_code", 0)
+            if status != 429 and status < 500:
+                raise  # the Hub has answered
+            return _from_cache(wanted, revision, choose, e)
         except Exception as e:  # the types of its HTTP library, which is another in each of its versions
             return _from_cache(wanted, revision, choose, e)
         files = choose([f.rfilename for f in info.siblings or []])
@@ -225,6 +228,6 @@ def _sentence(wanted: HubId, revision: str | None, error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     reason = str(error).strip().splitlines() or [""]
     return (
-        f"{wanted}: no such file or directory, and the Hub ({constants.ENDPOINT}) cannot be reached: "
-        f"{type(error).__name__}: {reason[0][:200]}"
+        f"{wanted}: no such file or directory, and not to be had from the Hub; is {constants.ENDPOINT} reachable from "
+        f"here? {type(error).__name__}: {reason[0][:200]}"
     )

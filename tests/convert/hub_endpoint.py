@@ -20,6 +20,7 @@ class Endpoint:
     """Repositories by id (directories of files), and what was asked for.
 
     broken: an id -> the status and the error code that the Hub answers; `broken_files`: only where files are asked for
+    names: files that repositories say they have and have not
     cut: file name -> bytes after which a connection that sends it is closed, once
     requests: (method, path, Range header) of each request
     """
@@ -28,6 +29,7 @@ class Endpoint:
     repos: dict[str, Path] = field(default_factory=dict)
     revisions: set[str] = field(default_factory=lambda: {"main", COMMIT})
     broken: dict[str, tuple[int, str]] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
     broken_files: dict[str, tuple[int, str]] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -86,12 +88,12 @@ class _Handler(BaseHTTPRequestHandler):
         files = {p.relative_to(self.hub.repos[repo]).as_posix(): p for p in self.hub.repos[repo].rglob("*.*")}
         files = {name: p for name, p in files.items() if p.is_file()}
         if is_api and kind == "revision":
-            siblings = [{"rfilename": name} for name in files]
+            siblings = [{"rfilename": name} for name in (*files, *self.hub.names)]
             return self._json({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings})
         if is_api and kind == "tree":
-            return self._json(
-                [{"type": "file", "path": name, "size": p.stat().st_size, "oid": _etag(p)} for name, p in files.items()]
-            )
+            found = [(name, p.stat().st_size, _etag(p)) for name, p in files.items()]
+            found += [(name, 1, "0" * 40) for name in self.hub.names]
+            return self._json([{"type": "file", "path": name, "size": n, "oid": tag} for name, n, tag in found])
         if repo in self.hub.broken_files:
             return self._error(*self.hub.broken_files[repo])
         name = "/".join(words[5:])

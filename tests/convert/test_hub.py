@@ -89,6 +89,23 @@ def test_a_second_call_fetches_nothing_and_works_without_the_hub(
     assert (find_drafter(DRAFTER), find_target(TARGET)) == first
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_out_of_order_does_not_keep_from_what_is_here(
+    status: int, hub: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+    first = find_drafter(DRAFTER), find_target(TARGET)
+    hub.broken = {DRAFTER: (status, ""), TARGET: (status, "")}
+    assert (find_drafter(DRAFTER), find_target(TARGET)) == first
+
+
+def test_names_that_lead_out_of_the_cache_are_not_fetched(hub: Endpoint, tmp_path: Path) -> None:
+    out = "additional_chat_templates/" + "../" * 8 + str(tmp_path).lstrip("/") + "/owned.jinja"
+    hub.names = (out, "../tokenizer.json", "tokenizer_../../x.json")
+    assert find_target(TARGET).is_dir()
+    assert hub.fetched(TARGET) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
 def test_a_download_that_was_cut_goes_on_where_it_ended(hub: Endpoint) -> None:
     file = hub.repos[DRAFTER] / "model.safetensors"
     file.write_bytes(bytes(23 << 20))  # the client keeps whole pieces of 10 MiB
@@ -195,7 +212,7 @@ def test_trouble_with_the_hub_is_one_sentence(
 def test_without_a_connection_and_a_copy_it_says_so(hub: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
     point_to(f"http://127.0.0.1:{free_port()}", monkeypatch)
-    with pytest.raises(UserError, match=r"the Hub \(http://127.0.0.1:\d+\) cannot be reached"):
+    with pytest.raises(UserError, match=r"not to be had from the Hub; is http://127\.0\.0\.1:\d+ reachable"):
         find_drafter(DRAFTER)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"not in the cache \(.*cache\), and HF_HUB_OFFLINE forbids"):
