@@ -38,6 +38,9 @@ def read_taps(config: Config, target: Target, notes: list[str]) -> Taps:
     if config.integers(IDS) or not nested.integers(IDS, least=-1):
         layers = input_taps(config, target, notes, IDS)
         taps = Taps(layers, layers if config.integers(IDS) else ())
+        if not taps.ids:
+            # some published drafters leave their ids out although they were trained on others
+            notes.append("if few drafts are accepted, its authors took other layers: --taps gives them")
     else:
         ids = tuple(nested.integers(IDS, least=-1))
         taps = Taps(tuple(i + 1 for i in ids), ids)
