@@ -140,12 +140,13 @@ ROWS = {
     "dflash2 as published": "DFlash2 (z-lab)",
     "dflash2, scaled and capped logits": "DFlash2 (z-lab), scaled and capped logits",
     "muse, own vocabulary stated": "Muse-Glimmer assistant",
+    "biases": "DFlash (z-lab), attention biases",
     "mimo": "DFlash (MiMo)",
 }
 
 
 def marked(name: str) -> Any:
-    marks = [pytest.mark.family(ROWS[name], converts="yes", upstream="same file")] if name in ROWS else []
+    marks = [pytest.mark.family(ROWS[name], converts="yes", upstream="the same file")] if name in ROWS else []
     return pytest.param(name, marks=marks)
 
 
@@ -185,7 +186,7 @@ def converted(tmp_path: Path, target: Path, llama_cpp: Path) -> Convert:
     return run
 
 
-@pytest.mark.family("DFlash (speculators)", converts="yes", upstream="converter fails: no num_hidden_layers")
+@pytest.mark.family("DFlash (speculators)", converts="yes", upstream="converter fails")
 @pytest.mark.parametrize("second", [False, True])
 def test_speculators_file_is_that_of_the_same_network_in_zlabs_layout(second: bool, converted: Convert) -> None:
     config = speculators_config(second)
@@ -265,7 +266,7 @@ def test_mask_row_is_found_however_it_is_stored(entry: Any, converted: Convert, 
     assert "output.weight" in file and any("row for the mask token" in note for note in notes)
 
 
-@pytest.mark.family("DFlash (Alpamayo)", converts="yes", upstream="aborts at the first draft")
+@pytest.mark.family("DFlash (Alpamayo)", converts="yes")
 def test_mask_token_beyond_the_target_takes_the_row_of_the_end_of_text(converted: Convert, weighted: Path) -> None:
     config = dflash_config(dflash_config=None, mask_token_id=VOCAB, target_layer_ids=[0, 2, 5])
     file, notes = converted(config, dflash_tensors(config), weighted, {"mask_embedding": ROW})

@@ -75,6 +75,10 @@ NESTED = {"mask_token_id": MASK, "target_layer_ids": [0, 2, 5]}
 PER_LAYER = {
     "dflash.attention.causal_pattern": "the authors mean sliding layers causal and full ones not; upstream has one flag"
 }
+BOUNDLESS = {
+    f"dflash.attention.sliding_window{key}": "parts the layers that are causal from the others, and hides nothing"
+    for key in ("", "_pattern")
+}
 CAUSAL = {"dflash.attention.causal": "all layers slide, so the authors mean all causal; upstream leaves them not"}
 
 
@@ -139,7 +143,9 @@ CASES: dict[str, Case] = {
         for outtype in ("f32", "f16", "bf16", "q8_0")
     },
     **{f"eagle3-{outtype}": Case("eagle3", outtype=outtype) for outtype in ("f32", "f16", "bf16", "q8_0")},
-    "block size nested": Case(config={"block_size": 16, "dflash_config": {**NESTED, "block_size": 4}}),
+    "block size nested": Case(
+        config={"block_size": 16, "dflash_config": {**NESTED, "block_size": 4}}, row="DFlash (z-lab)"
+    ),
     "block size missing": Case(config={"block_size": None}),
     "taps at top level": Case(
         config={"dflash_config": {"mask_token_id": MASK}, "target_layer_ids": [1, 6]}, tensors={}
@@ -151,7 +157,7 @@ CASES: dict[str, Case] = {
     "sharded": Case(shards=3),
     "model prefix": Case(edit=_prefixed),
     "rows that q8_0 cannot cut": Case(config={"intermediate_size": 80}, outtype="q8_0"),
-    "yarn": Case(config={"rope_scaling": YARN}),
+    "yarn": Case(config={"rope_scaling": YARN}, row="DFlash (z-lab), yarn"),
     "yarn without original length": Case(
         config={"rope_scaling": {k: v for k, v in YARN.items() if k != "original_max_position_embeddings"}}
     ),
@@ -166,13 +172,22 @@ CASES: dict[str, Case] = {
     "sections of its own": Case(config={"rope_parameters": {"rope_type": "default", "mrope_section": [8, 4, 4]}}),
     "sliding, causal": Case(config={**SLIDING, "is_causal": True}),
     "sliding, not causal": Case(config={**SLIDING, "is_causal": False}),
-    "sliding, unsaid": Case(config=SLIDING, differs=PER_LAYER),
+    "sliding, unsaid": Case(
+        config=SLIDING, differs=PER_LAYER, row="DFlash (z-lab), sliding and full layers, no is_causal",
+        upstream="at most 1 block in 4 equal",
+    ),
     "sliding, causal nested": Case(config={**SLIDING, "dflash_config": {**NESTED, "causal": True}}),
     "sliding by max_window_layers": Case(
         config={"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, differs=PER_LAYER
     ),
-    "sliding, window by default": Case(config={"use_sliding_window": True, "max_window_layers": 0}, differs=CAUSAL),
-    "sliding types, window switched off": Case(config={**SLIDING, "use_sliding_window": False}, differs=PER_LAYER),
+    "sliding, window by default": Case(
+        config={"use_sliding_window": True, "max_window_layers": 0}, differs=CAUSAL,
+        row="DFlash (z-lab), all layers sliding, no is_causal", upstream="no layer causal",
+    ),
+    "sliding types, window switched off": Case(
+        config={**SLIDING, "use_sliding_window": False}, differs=PER_LAYER | BOUNDLESS,
+        row="DFlash (z-lab), use_sliding_window false", upstream="no layer causal",
+    ),
     "window, all layers full": Case(
         config={**SLIDING, "layer_types": ["full_attention"] * 2}, differs=WINDOW_WITHOUT_LAYERS
     ),
@@ -289,10 +304,12 @@ CASES: dict[str, Case] = {
     "mask at top level": Case(
         config={"dflash_config": {"target_layer_ids": [0, 2, 5]}, "mask_token_id": MASK},
         differs={"tokenizer.ggml.mask_token_id": "upstream drops it, and llama.cpp aborts at the first draft"},
+        row="DFlash (z-lab), keys at the top level", upstream="mask token left out",
     ),
     "llama3 rope": Case(
         config={"rope_scaling": LLAMA3},
         differs={"rope_freqs.weight": "upstream drops llama3 scaling of a DFlash drafter: every draft is wrong"},
+        row="DFlash (z-lab), llama3 rope", upstream="scaling left out: no block equal",
     ),
     "gelu": Case(config={"hidden_act": "gelu_pytorch_tanh"},
                  differs={"dflash.hidden_activation": "upstream writes none and llama.cpp would run silu"}),

@@ -27,7 +27,7 @@ def check(drafts, drafter, tmp_path):
     return run
 
 
-@pytest.mark.family("DFlash2 (z-lab)", converts="yes", runs="yes", parity="≥ 40 blocks", upstream="equal")
+@pytest.mark.family("DFlash2 (z-lab)", converts="yes", runs="yes", parity="≥ 40 blocks")
 def test_published_form_all_sliding_not_causal_on_a_hybrid(check):
     check(write_dflash, "qwen35", dflash_config=SIZES, **WINDOW, layer_types=[SLIDING] * 2, is_causal=False)
 

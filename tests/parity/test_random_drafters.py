@@ -43,6 +43,7 @@ def check(drafts):
     return run
 
 
+@pytest.mark.family("DFlash (z-lab)", runs="yes", parity="≥ 40 blocks")
 @pytest.mark.parametrize("name", DFLASH)
 def test_dflash(name, check, drafter, tmp_path):
     pair, changes = DFLASH[name]
