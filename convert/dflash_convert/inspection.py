@@ -88,7 +88,9 @@ def inspect(path: Path, target: LoadedTarget | None = None) -> Report:
         else:
             _inspect_checkpoint(report, path, target)
     except UserError as e:
-        report.oddities.append(Oddity(str(e), "it cannot be converted or served before that is put right"))
+        alone = target is None and f"{_UNKNOWN.path}/" in str(e)
+        todo = "give its target too: without it nobody can tell" if alone else "it cannot be used before that is right"
+        report.oddities.append(Oddity(str(e), todo))
     except OSError as e:
         report.oddities.append(Oddity(f"{e.filename or path}: {e.strerror or e}", "give a file that can be read"))
     return report

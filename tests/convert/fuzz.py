@@ -350,6 +350,11 @@ def make_cases(folder: Path) -> list[Case]:
     binary_damage = [torch_file, torch_file, lambda data, rng: rng.choice(hostile)]
     cases.append(Case("torch", binary, [("pytorch_model.bin", d) for d in binary_damage], to_gguf))
 
+    row = io.BytesIO()
+    torch.save({"mask_token_id": MASK, "embedding": torch.randn(64)}, row)
+    with_row = {**dflash, "mask_embedding.pt": row.getvalue()}
+    cases.append(Case("mask row", with_row, [("mask_embedding.pt", torch_file), ("config.json", json_file)], to_gguf))
+
     def with_gguf_target(path: Path) -> object:
         return convert(folder / "dflash", path / "target.gguf", path / "o.gguf")
 
