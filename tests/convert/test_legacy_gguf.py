@@ -192,6 +192,11 @@ def test_taps_can_be_given_where_the_file_is_wrong_or_says_nothing(tmp_path, dir
     refused(silent, target, "dflash-draft.dflash.target_layer_ids is missing", "--taps")
     found, _, _ = upgraded(silent, target, taps="1,3,6")
     same(found, made)
+    mute = rewrite(made, tmp_path / "mute.gguf", drop=("dflash.target_layers",))
+    refused(mute, target, "dflash.target_layers is missing", "--taps")
+    found, said, _ = upgraded(mute, target, taps="1,3,6")
+    same(found, made)
+    assert "the file names none" in said
 
 
 def test_lone_embeddings_are_left_out(tmp_path, direct, target) -> None:
@@ -214,7 +219,19 @@ def test_a_good_file_is_left_alone(tmp_path, direct, target, capsys) -> None:
     eagle3 = tmp_path / "eagle3.gguf"
     convert(save(tmp_path / "e", config, eagle3_tensors(config)), target, eagle3)
     assert convert(eagle3, target, tmp_path / "new.gguf")[1] == eagle3
+    refused(eagle3, target, "EAGLE3 has no window", window=64)
     assert upgraded(eagle3, target, taps="outputs")[0]["eagle3.target_layers"][1] == [2, 4, 7]
+
+
+def test_norm_of_an_eagle3_file_runs_although_upstream_missed_its_flag(tmp_path, target) -> None:
+    config = eagle3_config(eagle_config={"norm_before_fc": True})
+    made = tmp_path / "direct.gguf"
+    convert(save(tmp_path / "e", config, eagle3_tensors(config)), target, made)
+    theirs = rewrite(made, tmp_path / "old.gguf", keys={"eagle3.norm_before_fc": False})
+    found, said, _ = upgraded(theirs, target)
+    same(found, made)
+    assert "norm_before_fc: false -> true" in said
+    assert "[2, 4, 5] are the usual ones" in said and "eagle_config" in said
 
 
 def test_file_of_upstreams_converter_gets_the_causality_of_its_layers(tmp_path, direct, target) -> None:

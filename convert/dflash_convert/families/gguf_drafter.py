@@ -16,7 +16,7 @@ from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.block_attention import BlockAttention
 from dflash_convert.families.dflash import scale_of_embeddings
 from dflash_convert.families.legacy_gguf import GgufDrafter, below, is_legacy, stored, translate
-from dflash_convert.gguf_file import GgufFile, f32, u32
+from dflash_convert.gguf_file import GgufFile, f32, flag, u32
 from dflash_convert.gguf_keys import Keys
 from dflash_convert.rope import Rope, sections_for_mrope
 from dflash_convert.shape import LAYER_NAMES, MAX_DIM, MAX_LAYERS, Shape, layer_shapes
@@ -43,12 +43,14 @@ def read_gguf_drafter(
             f"{path}: general.architecture is {arch or 'missing'}; drafters are dflash, eagle3, dflash-draft, "
             "qwen35-dflash-draft and gemma4-dflash-draft"
         )
-    found = translate(path, file, target, taps) if legacy else _as_it_is(path, file, arch)
+    found = translate(path, file, target, taps) if legacy else _as_it_is(path, file, arch, taps)
     if taps is not None and taps != found.taps:
         _check_count(found, taps)
         found.changes.append(f"--taps: the inputs of layers {list(taps)} instead of {list(found.taps)}")
         found.taps = taps
     keys = found.reader()
+    if found.arch == "eagle3" and window is not None:
+        raise UserError(f"{path}: --sliding-window: llama.cpp's EAGLE3 has no window")
     if found.arch == "dflash":
         _repair_windows(found, keys, window)
         _repair_causality(found, keys, legacy)
@@ -57,21 +59,29 @@ def read_gguf_drafter(
         if target.mrope and not keys.has("rope.dimension_sections"):
             found.keys |= sections_for_mrope(_shape(keys).head_dim)
             found.changes.append("rope.dimension_sections added: the target has several rope axes (M-RoPE)")
+    else:
+        _repair_norm_before_fc(found, keys)
     _warn(found, file, target, legacy)
     drafter = _describe(found, keys, target)
+    n = target.n_layers or 0
+    if found.arch == "eagle3" and taps is None and found.taps == (2, n // 2, n - 3):
+        drafter.notes.append(
+            f"taps {list(found.taps)} are the usual ones for {n} layers, which llama.cpp's converter also writes where "
+            "the config names others in eagle_config: if few drafts are accepted, look there and give --taps"
+        )
     if legacy:
         _check_tensors(found, _shape(keys), drafter.target_hidden_size)
     return drafter, found.changes
 
 
-def _as_it_is(path: Path, file: GgufFile, arch: str) -> GgufDrafter:
+def _as_it_is(path: Path, file: GgufFile, arch: str, named: tuple[int, ...] | None) -> GgufDrafter:
     keys = below(file.metadata, arch)
     reader = Keys(path, f"{arch}.", keys)
-    taps = reader.integers("target_layers", most=4096)
-    if not taps:
+    ids = reader.integers("target_layers", most=4096)
+    if not ids and not named:
         raise UserError(
             f"{reader.where('target_layers')} is missing: which layers of the target the drafter reads cannot be "
-            "guessed. Convert its original checkpoint instead."
+            "guessed. Give them with --taps, or convert its original checkpoint."
         )
     mask = None
     if arch == "dflash":
@@ -83,9 +93,13 @@ def _as_it_is(path: Path, file: GgufFile, arch: str) -> GgufDrafter:
                 f"{path}: tokenizer.ggml.{_MASK_KEY} is missing: without the token that fills the block the drafter "
                 "cannot run. Convert its original checkpoint instead."
             )
-    del keys["target_layers"]
+    keys.pop("target_layers", None)
     tensors = {n: stored(path, n, e) for n, e in file.tensors.items()}
-    return GgufDrafter(path, arch, arch, keys, taps, taps, mask, reader.optional_integer("vocab_size"), tensors)
+    drafter = GgufDrafter(path, arch, arch, keys, ids, ids, mask, reader.optional_integer("vocab_size"), tensors)
+    if not ids:
+        drafter.taps = named or ()
+        drafter.changes.append(f"--taps: the inputs of layers {list(drafter.taps)}, the file names none")
+    return drafter
 
 
 def _repair_windows(found: GgufDrafter, keys: Keys, window: int | None) -> None:
@@ -153,6 +167,13 @@ def _repair_embedding_scale(found: GgufDrafter, keys: Keys, target: Target) -> N
     if scale and not own and not keys.has("embedding_scale"):
         found.keys["embedding_scale"] = f32(scale)
         found.changes.append(f"embedding_scale {scale:.4g} added: {target.architecture} scales its embeddings so")
+
+
+def _repair_norm_before_fc(found: GgufDrafter, keys: Keys) -> None:
+    """llama.cpp's converter passes over the flag in `eagle_config`; llama.cpp refuses a norm it does not expect."""
+    if "enc.output_norm.weight" in found.tensors and not keys.flag("norm_before_fc", False):
+        found.keys["norm_before_fc"] = flag(True)
+        found.changes.append("norm_before_fc: false -> true, as the norm itself is in the file")
 
 
 def _warn(found: GgufDrafter, file: GgufFile, target: Target, legacy: bool) -> None:
