@@ -149,6 +149,16 @@ def test_ids_that_a_migration_left_as_outputs_are_shifted(tmp_path, direct, targ
     assert "outputs [0, 2, 5] -> inputs [1, 3, 6] (target_layers), which the migration script left" in said
 
 
+def test_mask_token_under_an_old_key_alone_moves_nothing_else(tmp_path, direct, target) -> None:
+    _, _, made = direct(is_causal=False, input_embedding_scale=2.0)
+    drop = ("tokenizer.ggml.mask_token_id",)
+    refused(rewrite(made, tmp_path / "none.gguf", drop=drop), target, "tokenizer.ggml.mask_token_id is missing")
+    old = rewrite(made, tmp_path / "old.gguf", drop=drop, keys={"dflash.mask_token_id": MASK})
+    found, said, _ = upgraded(old, target)
+    same(found, made)
+    assert f"mask token {MASK}: dflash.mask_token_id" in said and "outputs" not in said
+
+
 def test_quantised_tensors_are_copied_byte_for_byte(tmp_path, direct, target, monkeypatch) -> None:
     monkeypatch.setattr(dflash_convert.write, "COPY_BYTES", 1000)  # so that a tensor takes several steps
     config, tensors, made = direct()

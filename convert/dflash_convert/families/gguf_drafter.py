@@ -16,7 +16,7 @@ from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.block_attention import BlockAttention
 from dflash_convert.families.dflash import scale_of_embeddings
 from dflash_convert.families.legacy_gguf import GgufDrafter, below, is_legacy, stored, translate
-from dflash_convert.gguf_file import GgufFile, f32, flag, u32
+from dflash_convert.gguf_file import GgufFile, Metadata, f32, flag, u32
 from dflash_convert.gguf_keys import Keys
 from dflash_convert.rope import Rope, sections_for_mrope
 from dflash_convert.shape import LAYER_NAMES, MAX_DIM, MAX_LAYERS, Shape, layer_shapes
@@ -83,23 +83,33 @@ def _as_it_is(path: Path, file: GgufFile, arch: str, named: tuple[int, ...] | No
             f"{reader.where('target_layers')} is missing: which layers of the target the drafter reads cannot be "
             "guessed. Give them with --taps, or convert its original checkpoint."
         )
-    mask = None
-    if arch == "dflash":
-        mask = Keys(path, "tokenizer.ggml.", below(file.metadata, "tokenizer.ggml")).optional_integer(
-            _MASK_KEY, most=2**32 - 1
-        )
-        if mask is None or mask == 2**32 - 1:
-            raise UserError(
-                f"{path}: tokenizer.ggml.{_MASK_KEY} is missing: without the token that fills the block the drafter "
-                "cannot run. Convert its original checkpoint instead."
-            )
+    changes: list[str] = []
+    mask = _mask_token(path, file, keys, changes) if arch == "dflash" else None
     keys.pop("target_layers", None)
     tensors = {n: stored(path, n, e) for n, e in file.tensors.items()}
-    drafter = GgufDrafter(path, arch, arch, keys, ids, ids, mask, reader.optional_integer("vocab_size"), tensors)
+    vocab = reader.optional_integer("vocab_size")
+    drafter = GgufDrafter(path, arch, arch, keys, ids, ids, mask, vocab, tensors, changes)
     if not ids:
         drafter.taps = named or ()
         drafter.changes.append(f"--taps: the inputs of layers {list(drafter.taps)}, the file names none")
     return drafter
+
+
+def _mask_token(path: Path, file: GgufFile, keys: Metadata, changes: list[str]) -> int:
+    """The mask token, which some files have under the architecture's prefix; there it is taken out of `keys`."""
+    tokenizer = Keys(path, "tokenizer.ggml.", below(file.metadata, "tokenizer.ggml"))
+    mask = tokenizer.optional_integer(_MASK_KEY, most=2**32 - 1)
+    misplaced = Keys(path, "dflash.", keys).optional_integer(_MASK_KEY)
+    keys.pop(_MASK_KEY, None)
+    if mask in (None, 2**32 - 1):  # -1
+        if misplaced is None:
+            raise UserError(
+                f"{path}: tokenizer.ggml.{_MASK_KEY} is missing: without the token that fills the block the drafter "
+                "cannot run. Convert its original checkpoint instead."
+            )
+        changes.append(f"mask token {misplaced}: dflash.{_MASK_KEY} -> tokenizer.ggml.{_MASK_KEY}")
+        return misplaced
+    return int(mask or 0)
 
 
 def _repair_windows(found: GgufDrafter, keys: Keys, window: int | None) -> None:

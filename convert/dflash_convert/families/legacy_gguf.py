@@ -25,7 +25,7 @@ from dflash_convert.target import Target
 
 ARCHITECTURES = frozenset({"dflash-draft", "qwen35-dflash-draft", "gemma4-dflash-draft"})
 # Keys that only old writers leave in a file, below the prefix of the architecture.
-_OLD_MARKS = ("target_layer_ids", "n_target_features", "mask_token_id", "dflash.target_layer_ids", "dflash.block_size")
+_OLD_MARKS = ("target_layer_ids", "n_target_features", "dflash.target_layer_ids", "dflash.block_size")
 _CARRIED = frozenset({
     "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
