@@ -97,8 +97,8 @@ def test_interruption_ends_the_quantiser_and_leaves_nothing(tmp_path: Path, draf
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted" in said and list(out.iterdir()) == []
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    status = Path("/proc") / (tmp_path / "pid").read_text().strip() / "status"
+    assert not status.exists() or "State:\tZ" in status.read_text()  # killed; whether init has taken note is its affair
 
 
 def test_it_quantises_from_the_type_that_loses_nothing(tmp_path: Path) -> None:
