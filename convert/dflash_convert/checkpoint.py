@@ -118,6 +118,9 @@ def _check_index(directory: Path, weight_map: dict[str, str], tensors: dict[str,
     if missing or extra:
         raise UserError(
             f"{directory}: the index and the shards disagree: "
-            + "; ".join(f"{what}: {', '.join(names[:6])}" for what, names in
-                        (("not in the shard the index names", missing), ("not in the index", extra)) if names)
+            + "; ".join(
+                f"{what}: {', '.join(names[:6])}"
+                for what, names in (("not in the shard the index names", missing), ("not in the index", extra))
+                if names
+            )
         )
