@@ -75,8 +75,8 @@ def convert(
             raise UserError(f"{drafter}: --sliding-window is for drafters that are GGUF; config.json says it of others")
         checkpoint = open_checkpoint(drafter)
         description = read_drafter(checkpoint, loaded.target)
-        if taps is not None:
-            override_taps(description, parse_taps(taps))
+        if taps is not None and (said := override_taps(description, parse_taps(taps))):
+            description.notes.append(said)
         check_target(checkpoint.config.path, description, loaded.target)
         _note_scaled_embeddings(description, loaded.target)
         outtype = outtype or _default_outtype(checkpoint)

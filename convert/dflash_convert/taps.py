@@ -32,9 +32,11 @@ def parse_taps(text: str) -> str | tuple[int, ...]:
     return tuple(int(i) for i in text.split(","))
 
 
-def override_taps(drafter: Drafter, wanted: str | tuple[int, ...]) -> None:
-    """Set `drafter.taps` as the user says, with a note. Raises UserError if the file gives nothing to reinterpret or
-    the number of layers is another."""
+def override_taps(drafter: Drafter, wanted: str | tuple[int, ...]) -> str | None:
+    """Set `drafter.taps` as the user says; returns what that changed, as a clause, None for nothing.
+
+    Raises UserError if the file gives nothing to reinterpret or the number of layers is another.
+    """
     if isinstance(wanted, str):
         if not drafter.tap_ids:
             raise UserError(f"--taps {wanted}: the drafter's file names no layers; give them, such as --taps 2,18,33")
@@ -47,6 +49,5 @@ def override_taps(drafter: Drafter, wanted: str | tuple[int, ...]) -> None:
             f"--taps names {len(taps)} layers; fc of this drafter reads {len(drafter.taps)}, "
             f"by its file the inputs of {list(drafter.taps)}"
         )
-    if tuple(taps) != drafter.taps:
-        drafter.notes.append(f"--taps: the inputs of layers {list(taps)} instead of {list(drafter.taps)}")
-    drafter.taps = tuple(taps)
+    before, drafter.taps = drafter.taps, tuple(taps)
+    return f"--taps: the inputs of layers {list(taps)} instead of {list(before)}" if drafter.taps != before else None

@@ -13,7 +13,7 @@ from dflash_convert.drafter import Drafter
 from dflash_convert.families.gguf_drafter import read_gguf_drafter
 from dflash_convert.families.legacy_gguf import is_legacy
 from dflash_convert.gguf_file import GgufFile, Metadata, read_gguf
-from dflash_convert.taps import MEANINGS, parse_taps
+from dflash_convert.taps import override_taps, parse_taps
 from dflash_convert.target import Target
 from dflash_convert.write import write_described
 
@@ -51,8 +51,8 @@ def upgrade(
     wanted = parse_taps(taps) if taps is not None else None
     named = wanted if isinstance(wanted, tuple) else None
     drafter, changes = read_gguf_drafter(path, file, target, taps=named, window=window)
-    if isinstance(wanted, str):
-        changes += _reinterpret(drafter, wanted)
+    if wanted is not None and (said := override_taps(drafter, wanted)):
+        changes.append(said)
     _check_vocabulary(path, file, target)
     check_target(path, drafter, target)
     keys, change = _tokenizer(file, tokenizer(drafter.arch == "eagle3"))
@@ -65,14 +65,6 @@ def upgrade(
         raise UserError(f"{outfile}: is the drafter itself; give another --outfile")
     size = write_described(drafter, _other_keys(file), keys, GGMLQuantizationType.F32, outfile, progress)
     return drafter, outfile, size
-
-
-def _reinterpret(drafter: Drafter, meaning: str) -> list[str]:
-    if not drafter.tap_ids:
-        raise UserError(f"--taps {meaning}: the file names no layers; give them, such as --taps 2,18,33")
-    taps = tuple(i + MEANINGS.index(meaning) for i in drafter.tap_ids)
-    before, drafter.taps = drafter.taps, taps
-    return [f"--taps {meaning}: the inputs of layers {list(taps)} instead of {list(before)}"] if taps != before else []
 
 
 def _check_vocabulary(path: Path, file: GgufFile, target: Target) -> None:

@@ -20,7 +20,7 @@ from dflash_tools.errors import UserError, join_words
 
 from dflash_convert.gguf_file import GgufFile, Metadata, StoredTensor, TensorEntry, Value, f32, flag, flag_array, u32
 from dflash_convert.gguf_keys import Keys
-from dflash_convert.shape import MAX_LAYERS
+from dflash_convert.shape import MAX_DIM, MAX_LAYERS, Shape
 from dflash_convert.target import Target
 
 ARCHITECTURES = frozenset({"dflash-draft", "qwen35-dflash-draft", "gemma4-dflash-draft"})
@@ -91,6 +91,28 @@ class GgufDrafter:
 
     def reader(self) -> Keys:
         return Keys(self.path, f"{self.was}.", self.keys)
+
+    def shape(self) -> Shape:
+        """Sizes of the transformer (the vocabulary's is not among these keys). Raises UserError for impossible ones."""
+        keys = self.reader()
+        hidden = keys.integer("embedding_length", least=1, most=MAX_DIM)
+        heads = keys.integer("attention.head_count", least=1, most=MAX_DIM)
+        kv_heads = keys.optional_integer("attention.head_count_kv", least=1, most=MAX_DIM) or heads
+        stated = keys.optional_integer("attention.key_length", least=1, most=MAX_DIM)
+        if heads % kv_heads or (stated is None and hidden % heads):
+            raise UserError(f"{keys.where('attention.head_count')}: {heads} heads, {kv_heads} of keys, width {hidden}")
+        return Shape(
+            layers=keys.integer("block_count", least=1, most=MAX_LAYERS),
+            hidden=hidden,
+            feed_forward=keys.integer("feed_forward_length", least=1, most=MAX_DIM),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=stated or hidden // heads,
+            head_dim_stated=stated is not None,
+            rms_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            vocab=0,
+            context=keys.optional_integer("context_length"),
+        )
 
 
 def is_legacy(file: GgufFile) -> bool:
