@@ -28,7 +28,7 @@ from dflash_convert.families.gguf_drafter import read_gguf_drafter
 from dflash_convert.gguf_file import read_gguf
 from dflash_convert.target import read_target
 from dflash_tools.errors import UserError
-from test_oracle import LLAMA3, PER_LAYER, QWEN35, SLIDING, YARN, assert_same_file, contents, run_upstream
+from test_oracle import LLAMA3, PER_LAYER, QWEN35, SAID, SLIDING, YARN, assert_same_file, contents, run_upstream
 
 Config = dict[str, Any]
 ROW = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(5))
@@ -76,9 +76,10 @@ CASES: dict[str, Case] = {
     ),
     "muse": Case(
         muse_config(), muse_tensors, MUSE,
-        differs={f"tokenizer.ggml.token{k}": "upstream leaves the target's padding tokens out" for k in ("s", "_type")},
+        differs=SAID
+        | {f"tokenizer.ggml.token{k}": "upstream leaves the target's padding tokens out" for k in ("s", "_type")},
     ),
-    "muse, own vocabulary stated": Case({**muse_config(), "vocab_size": VOCAB}, muse_tensors, MUSE),
+    "muse, own vocabulary stated": Case({**muse_config(), "vocab_size": VOCAB}, muse_tensors, MUSE, differs=SAID),
     "biases": Case(dflash_config(attention_bias=True), dflash_tensors, edit=with_biases),
     "biases, interleaved rope": Case(
         dflash_config(attention_bias=True, rope_is_neox_style=False), dflash_tensors, edit=with_biases,
@@ -95,7 +96,7 @@ CASES: dict[str, Case] = {
                            "attention_value_scale": 0.612},
             partial_rotary_factor=0.5,
         ),
-        dflash_tensors, WEIGHTS, edit=with_mask_row,
+        dflash_tensors, WEIGHTS, edit=with_mask_row, differs=SAID,
     ),
     "speculators": Case(speculators_config(), speculators_tensors, fails=NO_LAYERS),
     "speculators, dflash2": Case(speculators_config(True), speculators_tensors, fails=NO_LAYERS),
@@ -146,7 +147,8 @@ ROWS = {
 
 
 def marked(name: str) -> Any:
-    marks = [pytest.mark.family(ROWS[name], converts="yes", upstream="the same file")] if name in ROWS else []
+    upstream = "the same but for one default" if CASES[name].differs else "the same file"
+    marks = [pytest.mark.family(ROWS[name], converts="yes", upstream=upstream)] if name in ROWS else []
     return pytest.param(name, marks=marks)
 
 
@@ -214,8 +216,8 @@ def test_causality_of_speculators_follows_its_training(converted: Convert) -> No
     for config, key, value in (
         (speculators_config(**mixed), "causal_pattern", [True, False]),
         (speculators_config(**mixed | {"layer_types": ["sliding_attention"] * 2}), "causal", True),
-        (speculators_config(**mixed, sliding_window_non_causal=True), None, None),
-        (speculators_config(True, **mixed), None, None),
+        (speculators_config(**mixed, sliding_window_non_causal=True), "causal", False),
+        (speculators_config(True, **mixed), "causal", False),
         (speculators_config(True, **mixed, sliding_window_non_causal=False), "causal_pattern", [True, False]),
         (speculators_config(**mixed | {"use_sliding_window": False}), None, None),
     ):
@@ -246,7 +248,7 @@ def test_muse_takes_the_defaults_of_transformers(converted: Convert) -> None:
     assert file["dflash.attention.sliding_window"][1] == 2048
     assert file["dflash.attention.sliding_window_pattern"][1] == [True, True]
     assert file["dflash.block_size"][1] == 16 and file["dflash.rope.freq_base"][1] == 500000.0
-    assert not any(k.startswith("dflash.attention.causal") for k in file)
+    assert file["dflash.attention.causal"][1] is False
 
 
 @pytest.fixture(scope="module")

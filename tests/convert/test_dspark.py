@@ -27,7 +27,7 @@ from dspark_checkpoints import (
     specforge,
     speculators,
 )
-from test_oracle import LLAMA3, QWEN35, SLIDING, YARN, assert_same_file, contents, run_upstream
+from test_oracle import LLAMA3, QWEN35, SAID, SLIDING, YARN, assert_same_file, contents, run_upstream
 
 Config = dict[str, Any]
 HEAD = {
@@ -118,6 +118,7 @@ CASES: dict[str, Case] = {
         ),
         OWN,
         edit=lambda t: {n.replace("confidence_head.proj", "confidence_proj"): x for n, x in t.items()},
+        differs=SAID,
     ),
     "gemma4, logits capped": Case(
         raw_gemma4(**NO_MARKOV, final_logit_softcapping=30.0), OWN, fails="logit softcapping is not supported"
@@ -132,7 +133,9 @@ CASES: dict[str, Case] = {
     ),
     "speculators, yarn": Case(speculators(rope_scaling=YARN)),
     "speculators, sliding": Case(speculators(**SLIDING), differs=PATTERN),
-    "speculators, sliding, not causal": Case(speculators(**SLIDING, sliding_window_non_causal=True)),
+    "speculators, sliding, not causal": Case(
+        speculators(**SLIDING, sliding_window_non_causal=True), differs=SAID
+    ),
     "speculators, no heads": Case(
         speculators(markov_rank=0, enable_confidence_head=False, confidence_head_with_markov=False),
         differs=ZEROS | {"general.size_label": "counts them"},

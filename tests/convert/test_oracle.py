@@ -75,6 +75,7 @@ NESTED = {"mask_token_id": MASK, "target_layer_ids": [0, 2, 5]}
 PER_LAYER = {
     "dflash.attention.causal_pattern": "the authors mean sliding layers causal and full ones not; upstream has one flag"
 }
+SAID = {"dflash.attention.causal": "llama.cpp's default, said because a file with sliding layers could mean either"}
 BOUNDLESS = {
     f"dflash.attention.sliding_window{key}": "parts the layers that are causal from the others, and hides nothing"
     for key in ("", "_pattern")
@@ -194,8 +195,8 @@ CASES: dict[str, Case] = {
     "window, max_window_layers beyond the last": Case(
         config={"use_sliding_window": True, "sliding_window": 64}, differs=WINDOW_WITHOUT_LAYERS
     ),
-    "use_swa": Case(config={"dflash_config": {**NESTED, "use_swa": True, "swa_window_size": 32}}),
-    "use_swa without window": Case(config={"dflash_config": {**NESTED, "use_swa": True}}),
+    "use_swa": Case(config={"dflash_config": {**NESTED, "use_swa": True, "swa_window_size": 32}}, differs=SAID),
+    "use_swa without window": Case(config={"dflash_config": {**NESTED, "use_swa": True}}, differs=SAID),
     "sinks and value scale": Case(
         config={"dflash_config": {**NESTED, "attention_value_scale": 0.612, "attention_sink_bias": True}},
         edit=_with_sinks,

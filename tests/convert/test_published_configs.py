@@ -89,7 +89,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[str, int], dict[str, Any]]] = {
         config(6144, 16384, 128, 8, 151936, block_size=8, partial_rotary_factor=0.5,
                **nested([0, 15, 31, 47, 69], 151669, **MIMO)),
         ("MiMoV2ForCausalLM", 70),
-        {"attention.sliding_window": 1024, "attention.sliding_window_pattern": [True] * 5, "attention.causal": None,
+        {"attention.sliding_window": 1024, "attention.sliding_window_pattern": [True] * 5, "attention.causal": False,
          "target_layers": [1, 16, 32, 48, 70], "rope.dimension_count": 64},
     ),
 }  # fmt: skip

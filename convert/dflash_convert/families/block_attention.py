@@ -23,7 +23,8 @@ BOUNDLESS = 1 << 20  # wider than any context, and small enough for llama.cpp to
 class BlockAttention:
     """`sliding` and `causal`: one flag a layer. `window`: positions that a sliding layer sees, its own included.
 
-    stated: the config names one causality for all layers, so it is written even where it is llama.cpp's default.
+    stated: the config names one causality for all layers. It is written then, and where layers slide, even if it is
+    llama.cpp's default: a file with sliding layers that says nothing could mean either.
     """
 
     sliding: tuple[bool, ...]
@@ -44,7 +45,7 @@ class BlockAttention:
             keys["attention.sliding_window_pattern"] = flag_array(list(sliding))
         if self.mixed:
             keys["attention.causal_pattern"] = flag_array(list(self.causal))
-        elif self.stated or self.causal[0]:
+        elif self.stated or self.causal[0] or any(self.sliding):
             keys["attention.causal"] = flag(self.causal[0])
         return keys
 
