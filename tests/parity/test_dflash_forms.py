@@ -14,6 +14,7 @@ import torch
 from parity_cases import TINY, Case
 from random_drafters import write_dflash, write_muse, write_speculators
 from reference_dflash import DFlash
+from reference_dspark import DSpark
 from safetensors.torch import load_file, save_file
 
 SEED = 31
@@ -186,6 +187,11 @@ def test_speculators_with_full_layers_on_a_hybrid(check):
 @pytest.mark.family("DFlash (speculators), reduced vocabulary", converts="yes", runs="yes", parity="≥ 40 blocks")
 def test_speculators_with_a_reduced_vocabulary_and_causal_sliding_layers(check):
     check(write_speculators, draft_vocab=300, **WINDOW, layer_types=[SLIDING, FULL])
+
+
+@pytest.mark.family("DFlash (speculators), sample_from_anchor", converts="yes", runs="yes", parity="≥ 40 blocks")
+def test_speculators_drafting_from_the_anchors_slot_on(check):
+    check(write_speculators, reference=DSpark, sample_from_anchor=True, draft_vocab=300)
 
 
 @pytest.mark.family("Muse-Glimmer assistant", converts="yes", runs="yes", parity="≥ 40 blocks")
