@@ -226,6 +226,15 @@ def test_causality_of_speculators_follows_its_training(converted: Convert) -> No
         assert found == ({f"dflash.attention.{key}": value} if key else {})
 
 
+def test_of_ropes_for_each_kind_of_layer_speculators_runs_the_sliding_ones(converted: Convert) -> None:
+    ropes = {kind: {"rope_type": "default", "rope_theta": theta}
+             for kind, theta in (("full_attention", 5e6), ("sliding_attention", 2e4))}  # fmt: skip
+    config = speculators_config(rope_parameters=ropes)
+    del config["transformer_layer_config"]["rope_theta"]
+    file, _ = converted(config, speculators_tensors(config))
+    assert file["dflash.rope.freq_base"][1] == 2e4
+
+
 def test_layers_without_a_window_are_parted_by_one_that_hides_nothing(converted: Convert) -> None:
     config = dflash_config(**SLIDING | {"use_sliding_window": False})
     file, _ = converted(config, dflash_tensors(config))

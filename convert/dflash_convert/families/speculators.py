@@ -68,6 +68,9 @@ def flat_config(checkpoint: Checkpoint) -> Config:
             f"{section.where('model_type')} is {model_type!r}; drafters of qwen3 and llama layers can be converted"
         )
     inherited = {k: v for k, v in section.values.items() if k not in _DRAFTER_KEYS}
+    rope = inherited.get("rope_parameters")
+    if isinstance(rope, dict) and isinstance(rope.get("sliding_attention"), dict):
+        inherited["rope_parameters"] = rope["sliding_attention"]  # speculators runs all layers with that one
     own = {k: v for k, v in top.values.items() if k not in inherited and k not in (SECTION, *_transformer_keys())}
     return Config(top.path, {**inherited, **own, "model_type": model_type})
 
