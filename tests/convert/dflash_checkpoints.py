@@ -115,7 +115,7 @@ def biased(tensors: Tensors) -> Tensors:
 
 def target_with_weights(directory: Path, **overrides: Any) -> Path:
     """A target of which embeddings and head are there, in bfloat16."""
-    make_target(directory, **overrides)
+    make_target(directory, **{"eos_token_id": [2, 0], **overrides})
     gen = torch.Generator().manual_seed(77)
     names = ("model.embed_tokens.weight", "lm_head.weight")
     tied = overrides.get("tie_word_embeddings", False)

@@ -262,7 +262,7 @@ def test_muse_takes_the_defaults_of_transformers(converted: Convert) -> None:
 
 @pytest.fixture(scope="module")
 def weighted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return target_with_weights(tmp_path_factory.mktemp("weighted"), eos_token_id=[2, 0])
+    return target_with_weights(tmp_path_factory.mktemp("weighted"))
 
 
 @pytest.mark.parametrize("entry", [
@@ -367,7 +367,7 @@ def test_mask_token_beyond_the_vocabulary_needs_a_row_and_a_place(refuse: Refuse
     config = dflash_config(dflash_config={"mask_token_id": VOCAB, "target_layer_ids": [0, 2, 5]})
     tensors = dflash_tensors(config)
     refuse(config, tensors, f"mask_token_id is {VOCAB}", "no mask_embedding.pt")
-    nowhere = target_with_weights(tmp_path / "nowhere")
+    nowhere = target_with_weights(tmp_path / "nowhere", eos_token_id=None)
     refuse(config, tensors, "names no end-of-text token", to=nowhere, row={"embedding": ROW})
 
 
