@@ -1,7 +1,9 @@
 """Rotary position embedding: what a config says, resolved, and the GGUF keys that say the same.
 
 Hugging Face writes it as `rope_theta` + `rope_scaling` (transformers 4) or as `rope_parameters` (5). llama.cpp reads
-linear and yarn scaling from keys, and llama3 scaling as one factor per pair of dimensions (`rope_freqs.weight`).
+linear and yarn scaling from keys, and llama3 scaling as one factor per pair of dimensions (`rope_freqs.weight`). Of
+yarn's own settings its drafters read none (the keys exist, for other architectures): yarn that is not the default one
+is written as factors as well.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ REPRESENTABLE = "none, linear, yarn and llama3"
 
 @dataclass(frozen=True)
 class Rope:
-    """`theta` None: not stated, llama.cpp's default (10000) holds. `freq_factors` divide the frequencies (llama3)."""
+    """`theta` None: not stated, llama.cpp's default (10000) holds. `freq_factors` divide the frequencies."""
 
     theta: float | None
     scaling: Metadata = field(default_factory=dict)
     partial: float | None = None
     sections: tuple[int, ...] | None = None
     freq_factors: tuple[float, ...] | None = None
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def keys(self) -> Metadata:
         """GGUF keys without the architecture's prefix."""
@@ -57,13 +59,24 @@ def read_rope(config: Config, head_dim: int, default_theta: float | None) -> Rop
     kind = (params.string("rope_type") or params.string("type") or "default").lower()
     partial = params if params.has("partial_rotary_factor") else config
     sections = tuple(params.integers("mrope_section")) or None
+    share = _partial(partial, head_dim)
+    scaling, factors, notes = _scaling_keys(params, config, kind), None, ()
+    if kind == "llama3":
+        factors = _llama3_factors(params, config, head_dim, theta or 1e4)
+    elif kind == "yarn" and not _is_default_yarn(params):
+        scaling = {"rope.scaling.attn_factor": f32(_yarn_attention(params))}
+        factors = _yarn_factors(params, config, head_dim, theta or 1e4)
+        notes = ("yarn with settings of its own: written as a factor for each frequency, as llama.cpp's drafters read "
+                 "none of these settings",)  # fmt: skip
+    if factors is not None and share not in (None, 1.0):
+        raise UserError(f"{partial.where('partial_rotary_factor')}: together with {kind} rope scaling it is not read")
     return Rope(
         theta=theta,
-        scaling=_scaling_keys(params, config, kind),
-        partial=_partial(partial, head_dim),
+        scaling=scaling,
+        partial=share,
         sections=(sections + (0,) * 4)[:4] if sections else None,
-        freq_factors=_llama3_factors(params, config, head_dim, theta or 1e4) if kind == "llama3" else None,
-        warnings=_warnings(params, kind),
+        freq_factors=factors,
+        notes=notes,
     )
 
 
@@ -87,9 +100,6 @@ def _scaling_keys(params: Config, config: Config, kind: str) -> Metadata:
         raise UserError(
             f"{params.where('rope_type')} is {kind!r}; rope scaling that a GGUF drafter can express: {REPRESENTABLE}"
         )
-    for key in ("mscale", "mscale_all_dim"):
-        if params.has(key):
-            raise UserError(f"{params.where(key)}: yarn with its own attention scale cannot be expressed for a drafter")
     keys = {
         "rope.scaling.type": text("yarn"),
         "rope.scaling.factor": f32(params.number("factor", positive=True)),
@@ -146,10 +156,62 @@ def _llama3_factors(params: Config, config: Config, head_dim: int, theta: float)
     return tuple(factors)
 
 
-def _warnings(params: Config, kind: str) -> tuple[str, ...]:
-    if kind == "yarn" and not params.flag("truncate", True):
-        return (f"{params.where('truncate')} is false; llama.cpp always rounds yarn's range to whole dimensions",)
-    return ()
+def _is_default_yarn(params: Config) -> bool:
+    """Whether llama.cpp, which knows yarn's factor and original length alone, computes what the config means."""
+    fast, slow, extrapolation = _yarn_range(params)
+    usual = math.isclose(_yarn_attention(params), _attention_scale(_yarn_factor(params)), rel_tol=1e-6)
+    return (fast, slow, extrapolation) == (32.0, 1.0, 1.0) and params.flag("truncate", True) and usual
+
+
+def _yarn_factor(params: Config) -> float:
+    return params.number("factor", positive=True)
+
+
+def _yarn_range(params: Config) -> tuple[float, float, float]:
+    """Turns within the original length from which on frequencies stay, below which they are scaled; and the share of
+    the original frequency in those that stay."""
+    fast, slow = (params.optional_number(f"beta_{end}") or usual for end, usual in (("fast", 32.0), ("slow", 1.0)))
+    share = params.optional_number("extrapolation_factor")
+    if fast <= 0 or slow <= 0 or not 0 <= (1.0 if share is None else share) <= 1:
+        raise UserError(f"{params.where('beta_fast')}, beta_slow or extrapolation_factor is out of its range")
+    return fast, slow, 1.0 if share is None else share
+
+
+def _yarn_attention(params: Config) -> float:
+    """The factor on cosine and sine: as stated, else 1 + ln(factor) / 10 or the quotient of two such (`mscale`).
+
+    transformers' `attention_factor` is all of it, vLLM's `attn_factor` is multiplied with the usual one.
+    """
+    factor, stated = _yarn_factor(params), params.optional_number("attention_factor", positive=True)
+    if stated is not None:
+        return stated
+    scale, of_all = params.optional_number("mscale"), params.optional_number("mscale_all_dim")
+    usual = _attention_scale(factor, scale) / _attention_scale(factor, of_all) if scale and of_all else None
+    more = params.optional_number("attn_factor", positive=True)
+    return (_attention_scale(factor) if usual is None else usual) * (1.0 if more is None else more)
+
+
+def _attention_scale(factor: float, weight: float = 1.0) -> float:
+    return 1.0 + max(0.0, weight) * math.log(max(1.0, factor)) / 10
+
+
+def _yarn_factors(params: Config, config: Config, head_dim: int, theta: float) -> tuple[float, ...]:
+    """What each of the head_dim / 2 frequencies is divided by (https://arxiv.org/abs/2309.00071, section 3.2).
+
+    Between the dimensions that turn `beta_fast` and `beta_slow` times within the original length, the frequency goes
+    linearly from itself to itself / factor.
+    """
+    if theta <= 1:
+        raise UserError(f"{params.where('rope_theta')} is {theta}; yarn needs a base above 1")
+    fast, slow, share = _yarn_range(params)
+    original, factor = _original_context(params, config), _yarn_factor(params)
+    low, high = (head_dim * math.log(original / (2 * math.pi * n)) / (2 * math.log(theta)) for n in (fast, slow))
+    if params.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = (np.arange(head_dim // 2) - low) / (high - low or 0.001)
+    kept = share * (1 - ramp.clip(0, 1))
+    return tuple((1 / ((1 - kept) / factor + kept)).tolist())
 
 
 def sections_for_mrope(head_dim: int) -> Metadata:

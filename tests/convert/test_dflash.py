@@ -404,8 +404,8 @@ def test_d2t_of_speculators_is_checked(refuse: Refuse) -> None:
 
 
 def test_rope_that_no_key_can_say_is_refused(refuse: Refuse) -> None:
-    config = speculators_config(rope_parameters={**YARN, "rope_theta": 1e4, "mscale": 2.0})
-    refuse(config, speculators_tensors(config), "mscale")
+    config = speculators_config(rope_parameters={**YARN, "rope_theta": 1e4, "rope_type": "longrope"})
+    refuse(config, speculators_tensors(config), "longrope")
 
 
 def test_muse_without_its_encoder_is_refused(refuse: Refuse) -> None:

@@ -38,7 +38,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 24, "beta_slow": 2.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32, "beta_slow": 1.0}
 SLIDING = {
     "layer_types": ["sliding_attention", "full_attention"],
     "use_sliding_window": True,
@@ -106,6 +106,16 @@ def _prefixed(directory: Path, tensors: Tensors) -> Tensors:
     return {f"model.{name}": t for name, t in tensors.items()}
 
 
+def _yarn_as_factors(arch: str, *more: str) -> dict[str, str]:
+    """The differences where yarn is not the default one; `more`: keys that upstream writes of it besides."""
+    scaling = "type", "factor", "original_context_length", "yarn_beta_fast", "yarn_beta_slow", *more
+    return {
+        **{f"{arch}.rope.scaling.{key}": "llama.cpp reads the first three only for its drafters" for key in scaling},
+        f"{arch}.rope.scaling.attn_factor": "the factor on cosine and sine, which llama.cpp reads for all",
+        "rope_freqs.weight": "what the keys mean, a factor for each frequency",
+    }
+
+
 def _of_speculators(config: dict[str, Any]) -> dict[str, Any]:
     """The layer's keys in a section of their own, as speculators writes EAGLE3."""
     own = {"draft_vocab_size", "eagle_aux_hidden_state_layer_ids", "norm_before_residual", "norm_before_fc"}
@@ -162,7 +172,14 @@ CASES: dict[str, Case] = {
     "yarn without original length": Case(
         config={"rope_scaling": {k: v for k, v in YARN.items() if k != "original_max_position_embeddings"}}
     ),
-    "yarn with attention factor": Case(config={"rope_scaling": {**YARN, "attention_factor": 1.25}}),
+    "yarn with attention factor": Case(
+        config={"rope_scaling": {**YARN, "attention_factor": 1.25}},
+        differs=_yarn_as_factors("dflash", "yarn_attn_factor"),
+    ),
+    "yarn with a range of its own": Case(
+        config={"rope_scaling": {**YARN, "beta_fast": 24, "beta_slow": 2.0}}, differs=_yarn_as_factors("dflash"),
+        row="DFlash (z-lab), yarn with settings of its own", upstream="settings left out: no block equal",
+    ),
     "linear rope": Case(config={"rope_scaling": {"type": "linear", "factor": 2.0}}),
     "rope_parameters": Case(
         config={"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
@@ -285,6 +302,9 @@ CASES: dict[str, Case] = {
         {"head_dim": 128, "rope_scaling": {**LLAMA3, "factor": 32.0, "original_max_position_embeddings": 8192}},
     ),
     "eagle3, yarn": Case("eagle3", {"rope_scaling": YARN}),
+    "eagle3, yarn with a range of its own": Case(
+        "eagle3", {"rope_scaling": {**YARN, "beta_fast": 24}}, differs=_yarn_as_factors("eagle3")
+    ),
     "eagle3, m-rope target": Case("eagle3", target=QWEN35),
     "eagle3, multimodal target": Case("eagle3", target=QWEN35_MOE),
     "eagle3, llama target": Case("eagle3", target={"architecture": "LlamaForCausalLM"}),

@@ -68,6 +68,34 @@ def test_yarn(check):
     check(write_dflash, rope_scaling=YARN)
 
 
+OWN_YARN = {
+    "attention factor": {"attention_factor": 1.0},
+    "range": {"beta_fast": 8.0, "beta_slow": 2.0},
+    "not rounded": {"truncate": False},
+    "quotient of scales": {"mscale": 0.7, "mscale_all_dim": 1.3},
+}
+
+
+@pytest.mark.parametrize("setting", OWN_YARN)
+@pytest.mark.family("DFlash (z-lab), yarn with settings of its own", runs="yes", parity="≥ 40 blocks")
+def test_yarn_with_settings_of_its_own(check, setting):
+    check(write_dflash, rope_scaling=YARN | OWN_YARN[setting])
+
+
+@pytest.mark.parametrize("setting", ["attention factor", "range"])
+@pytest.mark.family("DFlash (z-lab), yarn with settings of its own", upstream="settings left out: no block equal")
+def test_without_these_settings_other_tokens_are_drafted(drafts, drafter, tmp_path, setting):
+    """llama.cpp's drafters pass over the keys that upstream writes for them."""
+    mask, scaling = drafter(Case("qwen3", "dflash")).mask_token, YARN | OWN_YARN[setting]
+    checkpoint = write_dflash(tmp_path / "hf", TINY / "qwen3" / "target", SEED, TAPS, mask, rope_scaling=scaling)
+    reference = DFlash.load(checkpoint)
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_scaling": YARN}))
+    gap = drafts("qwen3", checkpoint, "dflash", reference)
+    print(gap)
+    assert gap.same_draft == 0
+
+
 @pytest.mark.parametrize("pair", ["qwen3", "qwen35"])
 @pytest.mark.family("DFlash (z-lab), llama3 rope", runs="yes", parity="≥ 40 blocks")
 def test_llama3_rope_also_of_an_m_rope_target(check, pair):

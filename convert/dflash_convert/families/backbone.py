@@ -124,8 +124,7 @@ def read_backbone(checkpoint: Checkpoint, layout: Layout, target: Target) -> Dra
         mask_token_id=own.mask_token(),
         block_size=own.of("block_size").optional_integer("block_size", least=2, most=1024) or layout.default_block,
         draft_vocab_size=layout.draft_vocab,
-        notes=layout.attention.notes(),
-        warnings=list(rope.warnings),
+        notes=[*layout.attention.notes(), *rope.notes],
     )
     drafter.extra = {
         "block_size": u32(drafter.block_size or layout.default_block),
@@ -256,8 +255,8 @@ def _rope_keys(drafter: Drafter, rope: Rope, target: Target) -> Metadata:
     if rope.freq_factors is not None:
         if target.mrope:
             drafter.notes.append(
-                "llama3 rope scaling of a drafter whose target has several rope axes (M-RoPE): the fork applies it "
-                "(upstream's llama.cpp ignores it there)"
+                "rope scaled frequency by frequency, of a drafter whose target has several rope axes (M-RoPE): the "
+                "fork does so (upstream's llama.cpp ignores it there)"
             )
         drafter.tensors.insert(0, OutTensor("rope_freqs.weight", np.array(rope.freq_factors, dtype=np.float32)))
     if target.mrope:

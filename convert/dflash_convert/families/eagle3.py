@@ -60,14 +60,12 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     target_hidden = config.optional_integer("target_hidden_size", least=1) or target.hidden_size
     if target_hidden is None:
         raise UserError(f"{target.path}: hidden_size is not stated; EAGLE3 needs it for the width of its taps")
-    notes: list[str] = []
+    rope = read_rope(config, shape.head_dim, default_theta(config))
+    notes = list(rope.notes)
     taps = read_taps(config, target, notes)
     norm_before_fc = nested.flag("norm_before_fc", config.flag("norm_before_fc", False))
     _check(checkpoint, tensors, shape, draft_vocab, target_hidden, target, norm_before_fc)
-    rope = read_rope(config, shape.head_dim, default_theta(config))
     n_rot = int(shape.head_dim * (rope.partial or 1.0))
-    if rope.freq_factors is not None and n_rot != shape.head_dim:
-        raise UserError(f"{config.where('partial_rotary_factor')}: together with llama3 rope scaling it is not read")
     return Drafter(
         family="EAGLE3",
         arch="eagle3",
@@ -97,7 +95,6 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
             **_attention_keys(config, rope),
         },
         notes=notes,
-        warnings=list(rope.warnings),
     )
 
 
