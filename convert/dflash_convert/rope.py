@@ -9,13 +9,14 @@ is written as factors as well.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from dflash_tools.errors import UserError
 
 from dflash_convert.gguf_file import Metadata, f32, i32_array, text, u32
-from dflash_convert.jsonfile import Config
+from dflash_convert.jsonfile import MAX_FLOAT, Config
 
 REPRESENTABLE = "none, linear, yarn and llama3"
 
@@ -62,10 +63,10 @@ def read_rope(config: Config, head_dim: int, default_theta: float | None) -> Rop
     share = _partial(partial, head_dim)
     scaling, factors, notes = _scaling_keys(params, config, kind), None, ()
     if kind == "llama3":
-        factors = _llama3_factors(params, config, head_dim, theta or 1e4)
+        factors = _finite(params, lambda: _llama3_factors(params, config, head_dim, theta or 1e4))
     elif kind == "yarn" and not _is_default_yarn(params):
         scaling = {"rope.scaling.attn_factor": f32(_yarn_attention(params))}
-        factors = _yarn_factors(params, config, head_dim, theta or 1e4)
+        factors = _finite(params, lambda: _yarn_factors(params, config, head_dim, theta or 1e4))
         notes = ("yarn with settings of its own: written as a factor for each frequency, as llama.cpp's drafters read "
                  "none of these settings",)  # fmt: skip
     if factors is not None and share not in (None, 1.0):
@@ -156,6 +157,19 @@ def _llama3_factors(params: Config, config: Config, head_dim: int, theta: float)
     return tuple(factors)
 
 
+def _finite(params: Config, make: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+    """What `make` gives. Raises UserError unless a GGUF can hold it: numbers that make no sense end in infinity."""
+    try:
+        with np.errstate(all="ignore"):
+            factors = make()
+            good = bool(np.isfinite(np.array(factors, dtype=np.float32)).all())
+    except (OverflowError, ZeroDivisionError):
+        good = False
+    if not good:
+        raise UserError(f"{params.where('factor')} and what stands beside it give frequencies that are not finite")
+    return factors
+
+
 def _is_default_yarn(params: Config) -> bool:
     """Whether llama.cpp, which knows yarn's factor and original length alone, computes what the config means."""
     fast, slow, extrapolation = _yarn_range(params)
@@ -188,7 +202,10 @@ def _yarn_attention(params: Config) -> float:
     scale, of_all = params.optional_number("mscale"), params.optional_number("mscale_all_dim")
     usual = _attention_scale(factor, scale) / _attention_scale(factor, of_all) if scale and of_all else None
     more = params.optional_number("attn_factor", positive=True)
-    return (_attention_scale(factor) if usual is None else usual) * (1.0 if more is None else more)
+    found = (_attention_scale(factor) if usual is None else usual) * (1.0 if more is None else more)
+    if found > MAX_FLOAT:
+        raise UserError(f"{params.where('factor')} and what stands beside it give a factor of {found:.4g} on attention")
+    return found
 
 
 def _attention_scale(factor: float, weight: float = 1.0) -> float:

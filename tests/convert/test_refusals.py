@@ -209,6 +209,8 @@ def test_quantised_checkpoints_are_refused(tmp_path: Path, refuse: Refuse) -> No
         ({"rope_type": "yarn", "factor": 4.0, "beta_fast": -1.0}, "beta_fast"),
         ({"rope_type": "yarn", "factor": 4.0, "beta_slow": 2.0, "rope_theta": 1.0}, "base above 1"),
         ({"rope_type": "yarn", "factor": 4.0, "beta_slow": 2.0, "partial_rotary_factor": 0.5}, "together with yarn"),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_slow": 5e-324}, "not finite"),
+        ({"rope_type": "yarn", "factor": 4.0, "attn_factor": 3e38}, "on attention"),
         ({"rope_type": "llama3", "factor": 4.0, "partial_rotary_factor": 0.5}, "together with llama3"),
         ({"rope_type": "linear"}, "factor is missing"),
         ({"rope_type": "llama3", "low_freq_factor": 4.0, "high_freq_factor": 4.0}, "high_freq_factor"),
