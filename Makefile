@@ -23,7 +23,7 @@ real: .venv/test
 	$(BIN)/python -m dflash_tools.real --drafter $(REAL_DRAFTER)
 
 clean:
-	rm -rf .venv .fork .demo .real
+	rm -rf .venv .fork .demo .real .bench bench-results
 
 # one environment, grown by extras: torch (convert a whole target), test (all of it)
 .venv/%: pyproject.toml
