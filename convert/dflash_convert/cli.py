@@ -15,7 +15,7 @@ from dflash_convert.conversion import LoadedTarget, convert
 from dflash_convert.drafter import Drafter
 from dflash_convert.families import KNOWN
 from dflash_convert.hub import find_drafter, find_target
-from dflash_convert.inspection import inspect
+from dflash_convert.inspection import Oddity, Report, inspect
 from dflash_convert.quantiser import QUANTISED
 from dflash_convert.quantize import OUTTYPES
 
@@ -104,9 +104,18 @@ def _run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     where = args.target_model_dir
     target = LoadedTarget(find_target(where, args.target_revision)) if where else None
-    reports = [inspect(find_drafter(drafter, args.revision), target) for drafter in args.drafters]
+    reports = [_report(drafter, target, args.revision) for drafter in args.drafters]
     print("\n\n".join(map(str, reports)))
     return int(not all(report.good for report in reports))
+
+
+def _report(drafter: str, target: LoadedTarget | None, revision: str | None) -> Report:
+    """What there is to say of one drafter, also if it cannot be had: that takes nothing from the others."""
+    try:
+        path = find_drafter(drafter, revision)
+    except UserError as e:
+        return Report(Path(drafter), oddities=[Oddity(str(e), "give a drafter that can be read")])
+    return inspect(path, target)
 
 
 def _convert_one(drafter: str, target: LoadedTarget, made: list[Path], args: argparse.Namespace) -> Path:

@@ -163,7 +163,8 @@ def _describe(report: Report, drafter: Drafter, checkpoint: Checkpoint | None) -
     heads = f"{drafter.heads} heads of {drafter.head_dim}, {drafter.kv_heads} of keys"
     holds["layers"] = f"{drafter.block_count} of width {drafter.hidden_size} ({heads}), MLP {drafter.feed_forward_size}"
     if drafter.block_size is not None:
-        holds["block"] = f"{drafter.block_size} tokens, anchor included: {drafter.block_size - 1} drafted"
+        drafted = drafter.block_size - (not _drafts_from_anchor(drafter))
+        holds["block"] = f"{drafter.block_size} tokens, anchor included: {drafted} drafted"
     if drafter.mask_token_id is not None:
         holds["mask token"] = str(drafter.mask_token_id)
     names = {t.name for t in drafter.tensors}
@@ -179,6 +180,12 @@ def _describe(report: Report, drafter: Drafter, checkpoint: Checkpoint | None) -
         holds["notes"] = "; ".join(drafter.notes)
     for warning in drafter.warnings:
         report.oddities.append(Oddity(warning, "if few drafts are accepted, this is the first thing to look at", False))
+
+
+def _drafts_from_anchor(drafter: Drafter) -> bool:
+    """Whether the anchor's own slot drafts, as in DSpark unless a key says otherwise."""
+    said = drafter.extra.get("sample_from_anchor")
+    return any(t.name == "markov_w1.weight" for t in drafter.tensors) and (said is None or bool(said.value))
 
 
 def _expect(report: Report, drafter: Drafter, vocabulary: int, loaded: LoadedTarget | None) -> None:

@@ -95,6 +95,23 @@ def test_eagle3_summary_shows_the_taps_it_derived(
     assert "320 tokens, 128 of them drafted" in text
 
 
+@pytest.mark.parametrize("layout", [{}, {"aux_hidden_state_layer_ids": [1, 3, 6]}])
+def test_the_ids_of_a_block_drafter_can_be_read_the_other_way(
+    layout: dict[str, Any], tmp_path: Path, gguf_target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """z-lab names outputs, speculators inputs."""
+    config = dflash_config()
+    tensors, other, ids = dflash_tensors(config), "inputs", [0, 2, 5]
+    if layout:
+        inner = {k: config.pop(k) for k in list(config) if k not in ("architectures", "block_size")}
+        config |= {"transformer_layer_config": inner, "mask_token_id": MASK, **layout}
+        other, ids = "outputs", [2, 4, 7]
+    drafter = save(tmp_path / "d", config, tensors)
+    args = [str(drafter), "--target-model-dir", str(gguf_target), "--outfile", str(tmp_path / "o.gguf")]
+    assert main([*args, "--taps", other]) == 0
+    assert f"the inputs of layers {ids} instead of [1, 3, 6]" in capsys.readouterr().out
+
+
 def test_mixed_causality_is_mentioned(tmp_path: Path, gguf_target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = dflash_config(
         layer_types=["sliding_attention", "full_attention"], use_sliding_window=True, sliding_window=64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import gguf
 import numpy as np
@@ -11,6 +12,8 @@ from checkpoints import MASK, VOCAB, dflash_config, dflash_tensors, eagle3_confi
 from dflash_convert.cli import convert, main
 from dflash_convert.conversion import LoadedTarget
 from dflash_convert.inspection import Report, inspect
+from dspark_checkpoints import deepspec, dspark_tensors
+from huggingface_hub.errors import OfflineModeIsEnabled
 from old_gguf import BUUN, rewrite, write_old
 
 
@@ -53,6 +56,27 @@ def test_a_good_drafter_is_described_and_nothing_is_odd(
             assert line in alone and line in held, line
         assert f"vocabulary    {VOCAB} tokens" in held and f"target: {VOCAB}" in held and "target:" not in alone
     assert sorted(made.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("from_anchor", "drafted"), [(None, 7), (True, 7), (False, 6)])
+def test_as_many_drafted_tokens_are_named_as_slots_draft(
+    from_anchor: bool | None, drafted: int, target: Path, tmp_path: Path
+) -> None:
+    keys = {} if from_anchor is None else {"sample_from_anchor": from_anchor}
+    config = deepspec(block_size=7, **keys)
+    checkpoint = save(tmp_path / "dspark", config, dspark_tensors(config))
+    gguf_file = convert(checkpoint, target, tmp_path / "dspark.gguf", "f32")[1]
+    for path in (checkpoint, gguf_file):
+        assert inspect(path).holds["block"] == f"7 tokens, anchor included: {drafted} drafted"
+
+
+def test_a_drafter_that_cannot_be_had_takes_nothing_from_the_report_on_others(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", Mock(side_effect=OfflineModeIsEnabled("offline")))
+    assert main(["--check", "no-org/no-drafter", str(checkpoint)]) == 1
+    out = capsys.readouterr().out
+    assert "wrong: no-org/no-drafter: not in the cache" in out and out.rstrip().endswith("nothing is odd")
 
 
 def test_several_are_checked_and_one_that_is_wrong_sets_the_status(

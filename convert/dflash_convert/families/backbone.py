@@ -120,6 +120,7 @@ def read_backbone(checkpoint: Checkpoint, layout: Layout, target: Target) -> Dra
         context_length=shape.context,
         rope=rope,
         taps=layout.taps,
+        tap_ids=_tap_ids(layout),
         tensors=_tensors(tensors, shape.layers, _is_interleaved(config), shape.head_dim),
         mask_token_id=own.mask_token(),
         block_size=own.of("block_size").optional_integer("block_size", least=2, most=1024) or layout.default_block,
@@ -140,6 +141,14 @@ def read_backbone(checkpoint: Checkpoint, layout: Layout, target: Target) -> Dra
     settle_mask_token(drafter, mask, place, target, own_vocabulary=bool(by_token))
     drafter.tensors += choose_embedding_and_head(checkpoint, drafter, tensors, target, mask)
     return drafter
+
+
+def _tap_ids(layout: Layout) -> tuple[int, ...]:
+    """The tapped layers as the file names them: by their inputs (speculators) or, one less, by their outputs."""
+    inputs, outputs = (
+        tuple(layout.own.of(key).integers(key, least=-1)) for key in ("aux_hidden_state_layer_ids", "target_layer_ids")
+    )
+    return inputs if inputs == layout.taps else outputs
 
 
 def _target_hidden(layout: Layout, shape: Shape, target: Target) -> int:
