@@ -5,6 +5,7 @@
 // IN   one job per line: the number of tokens to generate, then the token ids of the prompt
 // OUT  a folder that exists; per job i:
 //        i.json      {"taps": [...], "n_embd", "n_vocab", "tokens": [...],
+//                     "reused": graphs of the drafter that were not built again,
 //                     "rounds": [{"n", "draft", "accepted", "rows"}, ...]}
 //                    tokens  prompt and generated text, the last one not yet committed
 //                    n       tokens committed when this round drafted; its anchor is tokens[n]
@@ -163,6 +164,8 @@ struct probe {
         common_sampler_accept(smpl.get(), last, true);
         common_speculative_begin(spec, 0, committed);
 
+        const int32_t reused_before = llama_perf_context(ctx_dft).n_reused;
+
         std::vector<round_log> rounds;
         while ((int32_t) committed.size() + 1 < n_prompt + n_predict) {
             const int32_t n = (int32_t) committed.size();
@@ -217,6 +220,7 @@ struct probe {
         json += ",\"n_embd\":"  + std::to_string(n_embd);
         json += ",\"n_vocab\":" + std::to_string(llama_vocab_n_tokens(llama_model_get_vocab(model_tgt)));
         json += ",\"tokens\":"  + json_list(committed.data(), committed.size());
+        json += ",\"reused\":"  + std::to_string(llama_perf_context(ctx_dft).n_reused - reused_before);
         json += ",\"rounds\":[";
         for (size_t i = 0; i < rounds.size(); ++i) {
             const auto & r = rounds[i];

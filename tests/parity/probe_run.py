@@ -36,13 +36,18 @@ class Round:
 
 @dataclass(frozen=True)
 class Job:
-    """One greedy speculative run. `features` [committed, K * Ht] are the target's states as the drafter got them."""
+    """One greedy speculative run.
+
+    `features` [committed, K * Ht] are the target's states as the drafter got them; `reused` counts the drafter's graphs
+    that did not have to be built again.
+    """
 
     prompt: list[int]
     tokens: list[int]
     taps: list[int]
     features: torch.Tensor
     rounds: list[Round]
+    reused: int
 
 
 def build_probe(tree: Path, bin_dir: Path, folder: Path) -> Path:
@@ -90,4 +95,5 @@ def _read_job(stem: Path, prompt: list[int]) -> Job:
         rounds.append(Round(r["n"], r["draft"], r["accepted"], logits[rows], confidences[rows]))
         row += r["rows"]
     committed = len(found["tokens"]) - 1
-    return Job(prompt, found["tokens"], found["taps"], torch.from_numpy(features).view(committed, -1), rounds)
+    features = torch.from_numpy(features).view(committed, -1)
+    return Job(prompt, found["tokens"], found["taps"], features, rounds, found["reused"])

@@ -1,0 +1,20 @@
+"""The drafter's context is made for what it runs: the blocks of all slots."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from dflash_tools.tiny import TINY_PAIRS
+from serving import LAYOUTS
+
+BLOCK = 8
+
+
+@pytest.mark.parametrize("pair", [p for p in TINY_PAIRS if p.engine == "dflash"], ids=lambda p: p.family)
+@pytest.mark.parametrize("slots", [1, 4])
+def test_logits_are_reserved_for_the_blocks_of_the_slots(slots, pair, serving):
+    server = serving.drafted(pair, (*LAYOUTS[slots], "-lv", "5"))  # llama.cpp tells it among details
+    limits = re.findall(r"n_outputs_max +=\s+(\d+)", server.log.read_text(errors="replace"))
+    assert len(limits) >= 2, "the log does not name the output limits of target and drafter"
+    assert int(limits[-1]) == slots * BLOCK
