@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 
 import pytest
+from bench_records import toy_cost
 from dflash_tools.bench import cost
 from dflash_tools.bench.cases import FULL, LENGTHS, Case, Choices, Probe, mean_tokens, plan, quick
 from dflash_tools.bench.cost import Study, add_cost_arguments, run_cost
-from dflash_tools.bench.cost_table import FLOOR, cost_table
+from dflash_tools.bench.cost_table import FLOOR
 from dflash_tools.bench.record import Record, read, write
+from dflash_tools.bench.report import terminal
 from dflash_tools.bench.serving import Build, _add_request
 from dflash_tools.client import Completion, Counted, SpecTimings, Timings
 from dflash_tools.errors import UserError
@@ -113,6 +116,21 @@ def test_left_over_time_goes_to_more_turns(monkeypatch):
     assert study.now <= 1011 and len(study.told) == 10, "one whole turn and the two first cases of the next"
 
 
+def test_what_was_measured_before_an_interruption_is_kept_and_said(monkeypatch):
+    class Interrupted(Told):
+        def _run(self, build, case, *rest):
+            if len(self.told) == 3:
+                raise KeyboardInterrupt
+            super()._run(build, case, *rest)
+
+    study = Interrupted(monkeypatch)
+    study.run(CASES, 2, None)
+    assert len(study.told) == 3 and study.notes() == ["broken off: interrupted"]
+    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(cost, "run_case", lambda *_: signal.raise_signal(signal.SIGINT))
+        Study([Build("fork", None, ())], None, Record("cost"), 15).run(CASES, 1, None)
+
+
 def test_a_build_that_fails_is_said_and_not_asked_again(monkeypatch):
     study = Told(monkeypatch)
     study.run([Case(), Case("4"), Case("7")], 2, None)
@@ -154,7 +172,7 @@ def test_phases_that_a_build_does_not_report_are_unknown_and_not_zero():
     record, case = Record("cost"), Case("7", (Probe(2048, 71, 1),))
     _add_request(record, Build("upstream", None, ()), case, case.probes[0], answer(None))
     assert not list(record.select("phase_ms"))
-    assert "the phases of a round of upstream are unknown" in cost_table(record)
+    assert "phases of a round of upstream are unknown" in terminal(record)
 
 
 def test_an_answer_that_ended_early_is_said():
@@ -169,9 +187,18 @@ def test_medians_ratios_and_shares_are_in_the_table():
     for build, values in (("fork", [10, 12, 11]), ("upstream", [22]), (FLOOR, [5.5])):
         record.add("step_ms", build, "ms", values, **labels)
     record.add("step_ms", "fork", "ms", [7], **{**labels, "context": 8192})
-    rows = [line.split() for line in cost_table(record).splitlines()]
+    rows = [line.split() for line in terminal(record).splitlines()]
     assert ["rows", "16", "11.00", "22.00", "0.500", "5.50", "50%"] in rows
     assert ["rows", "16,", "context", "8192", "7.00", "-", "-", "-", "-"] in rows
+    assert ["at", "fork", "upstream", "fork", "/", "upstream", "floor", "share"] in rows, "a ratio says which way"
+
+
+def test_conditions_and_disturbances_stand_before_the_first_number():
+    record = toy_cost()
+    record.conditions |= {"weights": "random", "temperature": 0, "disturbances": ["somebody compiled"]}
+    before, _, _ = terminal(record).partition("\n\n")
+    for said in ("DISTURBED: somebody compiled", "temperature: 0", "weights and acceptance are random", "KV f16"):
+        assert said in before
 
 
 # the whole
@@ -183,7 +210,7 @@ def arguments(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path, capsys):
+def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path):
     words = ["--shape", "tiny-hybrid", "--bin", bin_dir, "--baseline", bin_dir, "--models", tmp_path / "models"]
     words += ["--quick", "--turns", "1", "--rounds", "4", "--samples", "1", "--lengths", "1,4", "--rows", "1,8"]
     words += ["--prefill", "256", "--threads", "1", "--logs", tmp_path / "logs"]
@@ -202,7 +229,7 @@ def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path, capsys):
     assert list(record.select("copy_rate", "fork")) and list(record.select("step_ms", FLOOR, rows=8))
     assert all(value > 0 for s in record.series if s.name.endswith(("_ms", "_rate")) for value in s.values)
     assert record.conditions["shape"] == "tiny-hybrid" and record.conditions["drafter"]["depth"] == 7
-    assert "Round, ms" in capsys.readouterr().out
+    assert "Round, ms" in terminal(record)
     write(record, tmp_path / "record.json")
     assert read(tmp_path / "record.json").series == record.series
 

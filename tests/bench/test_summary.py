@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench_records import RAW, add_prompt, run_record, toy_run
+from bench_records import GREEDY, RAW, SAMPLED, add_prompt, run_record, toy_run
 from dflash_tools.bench.report import markdown, terminal
 from dflash_tools.bench.summary import luce_rows, prompt_rows, suite_rows
 
@@ -111,3 +111,14 @@ def test_a_disturbed_run_says_so_before_any_number():
     record.conditions["disturbances"] = ["GPU 0: hardware thermal slowdown"]
     for said in (terminal(record), markdown(record)):
         assert said.index("hardware thermal slowdown") < said.index("By suite")
+
+
+def test_a_speed_up_without_compared_texts_is_said():
+    record = run_record()
+    for setting in (GREEDY, SAMPLED):
+        add_prompt(record, "plain", "a", [101], [1000.0], setting=setting)
+        add_prompt(record, "drafted", "a", [101], [500.0], setting=setting)
+    record.add("equal", "drafted", "0 / 1", [1], suite="code", prompt="a", **GREEDY)
+    greedy, sampled = terminal(record).split("By suite: ")[1:3]
+    assert "Speed without equality" not in greedy
+    assert "Speed without equality: the texts of drafted were not checked here: sampled" in sampled

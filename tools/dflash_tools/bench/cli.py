@@ -114,7 +114,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _cost(args: argparse.Namespace) -> int:
-    return _deliver(run_cost(args), _stem(args), shown=True)
+    return _deliver(run_cost(args), _stem(args))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -135,9 +135,7 @@ def _run(args: argparse.Namespace) -> int:
         overrides["drafter"] = tuple(_drafter(text, args.switch) for text in args.drafter)
     if args.server:
         overrides["server"] = tuple(_server(text) for text in args.server)
-    record = run_study(checked(replace(study, **overrides)))
-    status = _deliver(record, _stem(args))
-    return 1 if any(note.startswith("broken off: ") for note in record.notes) else status
+    return _deliver(run_study(checked(replace(study, **overrides))), _stem(args))
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -182,14 +180,13 @@ def _stem(args: argparse.Namespace) -> Path:
     return stem.with_suffix("") if stem.suffix in (".json", ".md", ".html") else stem
 
 
-def _deliver(record: Record, stem: Path, *, shown: bool = False) -> int:
-    """Write the record first, so that no fault of a report can lose it."""
+def _deliver(record: Record, stem: Path) -> int:
+    """Write the record first, so that no fault of a report can lose it. 1 for a measurement that broke off."""
     records.write(record, _beside(stem, ".json"))
-    if not shown:
-        print(terminal(record))
+    print(terminal(record))
     _reports(record, stem)
     print(f"\n{stem}.json, .md and .html hold every sample, all conditions and the plots.")
-    return 0
+    return 1 if any(note.startswith("broken off: ") for note in record.notes) else 0
 
 
 def _reports(record: Record, stem: Path) -> None:

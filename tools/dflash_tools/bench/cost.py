@@ -22,7 +22,7 @@ from dflash_tools import conditions
 from dflash_tools.bench import card, machine
 from dflash_tools.bench.bandwidth import copy_rates
 from dflash_tools.bench.cases import FULL, LENGTHS, ROWS, Case, Choices, plan, quick
-from dflash_tools.bench.cost_table import FLOOR, cost_table
+from dflash_tools.bench.cost_table import FLOOR
 from dflash_tools.bench.floor import Load, floor_ms, round_bytes, target_bytes
 from dflash_tools.bench.mixes import MIXES
 from dflash_tools.bench.record import Record
@@ -79,7 +79,9 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_cost(args: argparse.Namespace) -> Record:
-    """Measure as the arguments say. Raises UserError when nothing could be measured."""
+    """Measure as the arguments say. Raises UserError when nothing could be measured; what was, is kept when it is
+    interrupted, and the notes say so.
+    """
     started = time.time()
     shape = find_shape(args.shape)
     depth = args.depth or shape.drafter.block - 1
@@ -109,7 +111,6 @@ def run_cost(args: argparse.Namespace) -> Record:
     record.conditions["disturbances"] = [*others, *watch.disturbances()]
     record.conditions["host"] = {"name": platform.node(), "clocks": watch.clocks()}
     record.notes += [f"disturbed: {what}" for what in record.conditions["disturbances"]]
-    print(cost_table(record))
     return record
 
 
@@ -127,9 +128,18 @@ class Study:
     failed: dict[tuple[Case, str], str] = field(default_factory=dict)
     left_out: list[Case] = field(default_factory=list)
     turns: int = 0
+    stopped: str = ""
 
     def run(self, cases: Sequence[Case], turns: int, deadline: float | None) -> None:
         """`deadline` is in seconds since the epoch. A case that cannot end before it is not begun."""
+        try:
+            self._turns(cases, turns, deadline)
+        except KeyboardInterrupt:
+            if not self.seconds:
+                raise
+            self.stopped = "interrupted"
+
+    def _turns(self, cases: Sequence[Case], turns: int, deadline: float | None) -> None:
         for turn in range(turns):
             ran = 0
             for case in cases:
@@ -155,7 +165,8 @@ class Study:
 
     def notes(self) -> list[str]:
         """What was not measured, and why."""
-        notes = [f"{build}, {case.name}: not measured: {why}" for (case, build), why in self.failed.items()]
+        notes = [f"broken off: {self.stopped}"] if self.stopped else []
+        notes += [f"{build}, {case.name}: not measured: {why}" for (case, build), why in self.failed.items()]
         if self.left_out:
             notes.append("no time was left for: " + "; ".join(case.name for case in self.left_out))
         return notes
@@ -242,6 +253,7 @@ def _conditions(
         "weights": "random",
         "temperature": 0,
         "server options": args.server_option,
+        "rounds": args.rounds,
         "threads": args.threads or "default",
         "builds": {build.name: conditions.build(build.bin) for build in builds},
         "machine": machine.machine(),

@@ -1,12 +1,11 @@
-"""The record of `bench-dflash cost` as text: medians, builds side by side, shares of the memory floor."""
+"""The tables of `bench-dflash cost`: medians, builds side by side, shares of the memory floor; and what they mean."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dflash_tools.bench.record import Record, Series
+from dflash_tools.bench.record import PLAIN, Record, Series
 from dflash_tools.bench.stats import median
-from dflash_tools.table import table
 
 FLOOR = "memory floor"
 _QUANTITIES = {
@@ -17,19 +16,16 @@ _QUANTITIES = {
     "prefill_rate": "Prefill, tok/s",
     "memory": "Memory, MiB",
 }
-# Labels that say nothing where all series agree on the usual value.
-_USUAL = {"context": "0", "kv": "f16", "slots": "1", "sampler": "device", "drafter": "dflash"}
-
-
-def cost_table(record: Record) -> str:
-    """One table per quantity. `-` is what was not measured; a share is floor over median."""
-    blocks = [_copy_line(record), *(table(header, rows) for header, rows in cost_tables(record))]
-    return "\n\n".join([block for block in blocks if block] + _notes(record))
+# Values of labels that the tables leave out; `usual` says them once.
+_USUAL = {"context": "0", "kv": "f16", "slots": "1", "sampler": "device"}
 
 
 def cost_tables(record: Record) -> list[tuple[list[str], list[list[str]]]]:
-    """Header and rows of each quantity that was measured; the first cell of the header names it."""
-    builds = [b for b in record.builds() if b != FLOOR]
+    """Header and rows of each quantity that was measured; the first cell of the header names it.
+
+    `-` is what was not measured; a share is floor over median, of the first build.
+    """
+    builds = _builds(record)
     found = []
     for name, title in _QUANTITIES.items():
         places: dict[str, dict[str, Series]] = {}
@@ -37,7 +33,12 @@ def cost_tables(record: Record) -> list[tuple[list[str], list[list[str]]]]:
             places.setdefault(_place(series.labels), {})[series.build] = series
         if places:
             floors = any(FLOOR in sides for sides in places.values())
-            header = [title, *builds, *(["ratio"] if len(builds) > 1 else []), *(["floor", "share"] if floors else [])]
+            header = [
+                title,
+                *builds,
+                *([" / ".join(builds[:2])] if len(builds) > 1 else []),
+                *(["floor", "share"] if floors else []),
+            ]
             found.append((header, [_row(place, sides, builds, floors) for place, sides in places.items()]))
     return found
 
@@ -58,23 +59,41 @@ def _place(labels: Mapping[str, str]) -> str:
     """`acceptance 7, context 8192`, without what is as usual; phases come first."""
     shown = dict(labels)
     first = [shown.pop(key) for key in ("phase", "part") if key in shown]
-    if shown.get("drafter") == "none":
-        shown.pop("drafter")
+    drafter = shown.pop("drafter", None)
+    if drafter == PLAIN:
         first.append("plain")
+    elif drafter and "acceptance" not in shown:
+        first.append("with drafter")
     return ", ".join([*first, *(f"{key} {value}" for key, value in shown.items() if _USUAL.get(key) != value)]) or "-"
 
 
-def _copy_line(record: Record) -> str:
+def usual(record: Record) -> str:
+    """The conditions of every row that names no others, and how a figure came of its samples."""
+    counts = sorted({len(s.values) for s in record.select("round_ms") if s.build != FLOOR})
+    samples = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0]) if counts else ""
+    said = [
+        "weights and acceptance are random",
+        "unless a row says otherwise: KV f16, no context before the prompt, 1 slot, sampled on the device",
+        *([f"medians, of rounds over {samples} requests each"] if samples else []),
+    ]
+    return "; ".join(said)
+
+
+def remarks(record: Record) -> list[str]:
+    """What the measured bandwidth is, and which builds leave the phases unknown."""
     rates = next(record.select("copy_rate"), None)
-    return f"A copy moves {median(rates.values):.0f} GB/s, read and written together." if rates else ""
-
-
-def _notes(record: Record) -> list[str]:
-    unknown = [b for b in record.builds() if b != FLOOR and not any(record.select("phase_ms", b))]
-    notes = [*record.notes]
+    lines = []
+    if rates:
+        lines.append(f"A copy moves {median(rates.values):.0f} GB/s, read and written together.")
+    drafted = {s.build for s in record.select("round_ms") if s.labels.get("drafter") != PLAIN}
+    unknown = [b for b in _builds(record) if b in drafted and not any(record.select("phase_ms", b))]
     if unknown:
-        notes.append(f"the phases of a round of {' and '.join(unknown)} are unknown: the build does not report them")
-    return ["\n".join(f"note: {note}" for note in notes)] if notes else []
+        lines.append(f"The phases of a round of {' and '.join(unknown)} are unknown: the build does not report them.")
+    return lines
+
+
+def _builds(record: Record) -> list[str]:
+    return [build for build in record.builds() if build != FLOOR]
 
 
 def _number(value: float | None) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dflash_tools.bench.cost_table import cost_tables
+from dflash_tools.bench.cost_table import cost_tables, remarks, usual
 from dflash_tools.bench.record import Record, flat
 from dflash_tools.bench.stats import LEVEL, Interval
 from dflash_tools.bench.summary import ALL, LuceRow, Row, luce_rows, prompt_rows, suite_rows
@@ -14,6 +15,7 @@ from dflash_tools.table import table
 
 UNKNOWN = "-"
 _FEW = 12
+_KV = re.compile(r"(^| )(-ctk|--cache-type-k)\b")
 _BRIEF = (
     *(
         "shape",
@@ -23,6 +25,9 @@ _BRIEF = (
         "builds",
         "options",
         "server options",
+        "temperature",
+        "threads",
+        "suites",
         "max_tokens",
         "sampling",
         "repeats",
@@ -65,6 +70,10 @@ def brief(record: Record) -> list[str]:
             found = ", ".join(f"{key} {_condition(value)}" for key, value in shown.items() if value not in ("", []))
         if found not in (None, "", []):
             lines.append(f"{name}: {_condition(found)}")
+    if record.kind == "cost":
+        lines.append(f"measured: {usual(record)}")
+    elif "options" in record.conditions and not _KV.search(str(record.conditions["options"])):
+        lines.append("KV: f16, as no option says otherwise")
     return lines
 
 
@@ -160,7 +169,10 @@ def _suite_columns(rows: Sequence[Row], greedy: bool) -> tuple[tuple[str, ...], 
 
 def _suite_text(rows: Sequence[Row]) -> str:
     lines = [f"Speed-up over the side's own baseline, with its {LEVEL:.0%} interval over prompts and passes."]
-    if any(row.by_client for row in rows):
+    if unchecked := list(dict.fromkeys(row.build for row in rows if row.speedup and not row.equal)):
+        why = "" if rows[0].setting["temperature"] == "0" else ": sampled texts are not compared"
+        lines.append(f"Speed without equality: the texts of {', '.join(unchecked)} were not checked here{why}.")
+    if any(row.by_client and row.rate is not None for row in rows):
         lines.append("* by the clock of this process; the others by the server's.")
     if short := sum(row.short for row in rows if row.suite != ALL):
         lines.append(f"{short} answers ended with their first token (or told no count) and have no rate.")
@@ -230,8 +242,9 @@ def _prompt_section(record: Record) -> Section:
 
 
 def _cost_sections(record: Record) -> list[Section]:
-    tables = cost_tables(record)
-    return [Section(header[0], ("at", *header[1:]), tuple(map(tuple, rows))) for header, rows in tables]
+    tables, said = cost_tables(record), remarks(record)
+    found = [Section("Remarks", text="\n".join(said))] if said else []
+    return found + [Section(header[0], ("at", *header[1:]), tuple(map(tuple, rows))) for header, rows in tables]
 
 
 def _condition(value: object) -> str:
