@@ -39,8 +39,8 @@ def choose_embedding_and_head(
     embedding, head = tensors.get("embed_tokens.weight"), tensors.get("lm_head.weight")
     if mask is not None:
         return _with_mask_row(drafter, mask, embedding, head, target)
-    same_embedding = embedding is not None and _same(embedding, target.embedding())
-    same_head = head is not None and _same(head, target.head())
+    same_embedding = embedding is not None and same_numbers(embedding, target.embedding())
+    same_head = head is not None and same_numbers(head, target.head())
     if same_embedding and same_head:
         drafter.notes.append("embeddings and head are the target's own: left out")
         return []
@@ -90,7 +90,7 @@ def _with_mask_row(
     return [weight(table, "token_embd.weight"), weight(head, "output.weight")]
 
 
-def _same(tensor: LazyTensor, other: LazyTensor | None) -> bool:
+def same_numbers(tensor: LazyTensor, other: LazyTensor | None) -> bool:
     """Whether both hold the same numbers, whatever their float types."""
     if other is None or tensor.shape != other.shape or not {tensor.dtype, other.dtype} <= FLOAT_TYPES:
         return False

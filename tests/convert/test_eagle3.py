@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import HIDDEN, MROPE, eagle3_config, eagle3_tensors, make_target, save, write_json
+from checkpoints import HIDDEN, MROPE, VOCAB, eagle3_config, eagle3_tensors, make_target, save, write_json
 from dflash_convert.cli import main
 from dflash_convert.conversion import convert
 from dflash_convert.drafter import Drafter
@@ -38,6 +39,33 @@ def read(tmp_path: Path, target: Path) -> Any:
         return convert(checkpoint, on, tmp_path / "o.gguf", **options)[0]
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("same", "draft_vocab", "kept"),
+    [
+        (("embed_tokens", "lm_head"), VOCAB, set()),
+        (("embed_tokens",), VOCAB, {"output.weight"}),
+        (("lm_head",), VOCAB, {"token_embd.weight"}),
+        (("embed_tokens",), 128, {"output.weight"}),
+    ],
+)
+def test_copies_of_the_target_are_left_out(
+    same: tuple[str, ...], draft_vocab: int, kept: set[str], read: Any, tmp_path: Path
+) -> None:
+    config = eagle3_config(draft_vocab_size=draft_vocab)
+    tensors, drawn = eagle3_tensors(config), torch.Generator().manual_seed(9)
+    of_target = {
+        f"{'model.' if n == 'embed_tokens' else ''}{n}.weight": tensors[f"{n}.weight"]
+        if n in same
+        else torch.randn(VOCAB, HIDDEN, generator=drawn)
+        for n in ("embed_tokens", "lm_head")
+    }
+    on = make_target(tmp_path / "whole")
+    save(on, json.loads((on / "config.json").read_text()), of_target)
+    notes = read(config, on=on).notes
+    assert {"token_embd.weight", "output.weight"} & contents(tmp_path / "o.gguf").keys() == kept
+    assert any("identical: left out" in n for n in notes)
 
 
 @pytest.mark.parametrize(

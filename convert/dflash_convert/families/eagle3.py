@@ -21,6 +21,7 @@ from dflash_convert.gguf_file import Metadata, flag, i32_array, u32
 from dflash_convert.jsonfile import Config
 from dflash_convert.rope import Rope, read_rope
 from dflash_convert.shape import LAYER_NAMES, Shape, default_theta, layer_shapes, read_shape, with_model_defaults
+from dflash_convert.shared_weights import same_numbers
 from dflash_convert.target import Target
 from dflash_convert.tensors import LazyTensor
 
@@ -65,6 +66,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     taps = read_taps(config, target, notes)
     norm_before_fc = nested.flag("norm_before_fc", config.flag("norm_before_fc", False))
     _check(checkpoint, tensors, shape, draft_vocab, target_hidden, target, norm_before_fc)
+    tensors = _without_copies(tensors, target, notes)
     n_rot = int(shape.head_dim * (rope.partial or 1.0))
     return Drafter(
         family="EAGLE3",
@@ -189,6 +191,17 @@ def _check(
             f"{checkpoint.config.where('norm_before_fc')} is not true, so that the norm would not run"
         )
     check_tensors(checkpoint.directory, tensors, required, optional)
+
+
+def _without_copies(tensors: dict[str, LazyTensor], target: Target, notes: list[str]) -> dict[str, LazyTensor]:
+    """The tensors but for embeddings and a full head that are the target's own, as llama.cpp takes those from it."""
+    own = {"embed_tokens.weight": ("embeddings", target.embedding)}
+    if "d2t" not in tensors:
+        own["lm_head.weight"] = ("head", target.head)
+    copies = {n: what for n, (what, of) in own.items() if n in tensors and same_numbers(tensors[n], of())}
+    if copies:
+        notes.append(f"{' and '.join(copies.values())} of its target, identical: left out")
+    return {n: t for n, t in tensors.items() if n not in copies}
 
 
 def _tensors(tensors: dict[str, LazyTensor], shape: Shape, draft_vocab: int, rope: Rope, n_rot: int) -> list[OutTensor]:
