@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class Stub:
     status: int = 200
     refuses: str = "nothing"
     spoil: str = ""
+    pause: float = 0.002
+    calls: tuple[str, ...] = ()
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     url: str = ""
 
@@ -65,6 +68,9 @@ def serve(stub: Stub) -> Iterator[Stub]:
             events: list[Any] = [{"choices": [{"delta": {"role": "assistant"}}]}] if chat else []
             for piece in stub.pieces:
                 events.append({"choices": [{"delta": {"content": piece}} if chat else {"text": piece}]})
+            for part in stub.calls:
+                call = {"index": 0, "function": {"name": None, "arguments": part}}
+                events.append({"choices": [{"delta": {"content": None, "tool_calls": [call]}}]})
             if stub.spoil != "no finish":
                 events.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
             if stub.tokens is not None and body.get("stream_options", {}).get("include_usage"):
@@ -78,13 +84,17 @@ def serve(stub: Stub) -> Iterator[Stub]:
                 text = 'data: {"choices": [7]}\n\n'
             if stub.spoil == "odd usage":
                 text = text.replace(f'"completion_tokens": {stub.tokens}', '"completion_tokens": "seven"')
-            self._send(text.encode())
+            self._send(text.encode(), pause=stub.pause)
 
-        def _send(self, content: bytes, status: int = 200) -> None:
+        def _send(self, content: bytes, status: int = 200, pause: float = 0.0) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            for part in content.split(b"\n\n") if pause else ():
+                self.wfile.write(part + b"\n\n" if part else b"")
+                time.sleep(pause)
+            if not pause:
+                self.wfile.write(content)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

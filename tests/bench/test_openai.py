@@ -55,6 +55,25 @@ def test_what_an_engine_does_not_tell_is_unknown():
     assert unknown == (None,) * 6
 
 
+@pytest.mark.parametrize(
+    "stub",
+    [Stub(pieces=("word ",) * 300, tokens=300, pause=0), Stub(pieces=("all but the last", " word"), tokens=101)],
+    ids=["many pieces at once", "nearly all in one piece"],
+)
+def test_an_answer_that_came_at_once_tells_no_rate(stub):
+    with serve(stub):
+        reply = OpenAIArm("gathered", stub.url).ask(request())
+    assert (reply.tokens, reply.stream_ms) == (stub.tokens, None)
+    assert reply.ttft_ms > 0
+
+
+def test_calls_of_tools_are_compared_like_texts(tmp_path):
+    with serve(Stub(pieces=(), calls=('{"x":', "1}"))) as one, serve(Stub(pieces=(), calls=('{"x":', "2}"))) as two:
+        servers = (ServerSpec("one", one.url), ServerSpec("two", two.url, baseline="one"))
+        record = run_study(checked(Study(server=servers, suites=("tools",), prompts=1, repeats=1, work=tmp_path)))
+    assert next(record.select("equal", "two")).values == (0.0,)
+
+
 def test_a_count_that_is_no_number_is_unknown():
     with serve(Stub(spoil="odd usage")) as stub:
         assert OpenAIArm("other", stub.url).ask(request()).tokens is None

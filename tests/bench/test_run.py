@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from dflash_tools.bench import run
@@ -156,3 +157,23 @@ def test_two_suites_of_one_name_are_refused(study_of, tmp_path):
 
 def test_rotation_keeps_everyone():
     assert rotated(["a", "b", "c"], 4) == ["b", "c", "a"]
+
+
+def test_an_interruption_while_texts_are_compared_loses_nothing(study_of, monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "compare_answers", interrupt)
+    record = study_of([Made("plain", []), Made("drafted", [])])
+    assert list(record.select("tokens", "drafted"))
+    assert "broken off: interrupted before all texts were compared" in record.notes
+
+
+def test_a_drafter_that_never_drafts_is_said(study_of):
+    class Idle(Made):
+        def ask(self, request: Request) -> Reply:
+            return replace(super().ask(request), drafted=0, accepted=0, rounds=0, accepted_per_pos=None, spec=None)
+
+    record = study_of([Made("plain", []), Idle("idle", [])])
+    assert "idle: nothing was drafted in any answer" in record.notes
+    assert not any("plain: nothing" in note for note in record.notes)

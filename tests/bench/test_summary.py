@@ -122,3 +122,10 @@ def test_a_speed_up_without_compared_texts_is_said():
     greedy, sampled = terminal(record).split("By suite: ")[1:3]
     assert "Speed without equality" not in greedy
     assert "Speed without equality: the texts of drafted were not checked here: sampled" in sampled
+
+
+def test_the_type_of_kv_cells_stands_with_the_numbers():
+    said = "KV: f16, as no option says otherwise"
+    assert said in terminal(run_record(options="-c 4096"))
+    assert said not in terminal(run_record(options="-c 4096 -ctk q8_0"))
+    assert said not in terminal(run_record(target={}, options="-c 4096")), "of other engines it is unknown"

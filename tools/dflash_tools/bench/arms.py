@@ -183,12 +183,15 @@ class Clock:
 
     def __init__(self) -> None:
         self.begun = self.first = self.last = 0.0
+        self.pieces = 0
 
     def start(self) -> None:
         self.begun = time.perf_counter()
         self.first = self.last = 0.0
+        self.pieces = 0
 
     def tick(self) -> None:
+        self.pieces += 1
         self.last = time.perf_counter()
         self.first = self.first or self.last
 

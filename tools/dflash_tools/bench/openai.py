@@ -23,6 +23,9 @@ _COUNTER = re.compile(r"^(vllm|llamacpp):spec_decode_num_(\w+?)_total(?:\{(.*)\}
 _POSITION = re.compile(r'position="(\d+)"')
 _ERROR_SHOWN = 300
 _MOST_POSITIONS = 1024
+# No step gives more tokens, and none is shorter: such an answer was gathered on its way.
+_MOST_IN_A_PIECE = 64
+_LEAST_MS_A_PIECE = 0.1
 
 
 @dataclass
@@ -93,7 +96,7 @@ class OpenAIArm:
         return Reply(
             completion=completion,
             ttft_ms=clock.first_ms,
-            stream_ms=clock.between_ms,
+            stream_ms=_stream_ms(clock, answer.tokens),
             tokens=answer.tokens,
             prompt_tokens=answer.prompt_tokens,
             steps=steps,
@@ -182,10 +185,21 @@ def _take(event: Mapping[str, Any], answer: _Answer) -> bool:
     answer.finish = choice.get("finish_reason") or answer.finish
     delta = choice.get("delta") or {}
     text = choice.get("text") or delta.get("content") or ""
+    calls = delta.get("tool_calls") or ()
+    for function in (call.get("function") or {} for call in calls):
+        text += (function.get("name") or "") + (function.get("arguments") or "")
     reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
     answer.text += text
     answer.reasoning += reasoning
-    return bool(text or reasoning or delta.get("tool_calls"))
+    return bool(text or reasoning or calls)
+
+
+def _stream_ms(clock: Clock, tokens: int | None) -> float | None:
+    """Time from the first to the last piece. None for an answer that came at once: its pieces tell no rate."""
+    between = clock.between_ms
+    if between is None or between < _LEAST_MS_A_PIECE * (clock.pieces - 1):
+        return None
+    return between if (tokens or 0) <= _MOST_IN_A_PIECE * (clock.pieces - 1) else None
 
 
 def _count(found: Any) -> int | None:

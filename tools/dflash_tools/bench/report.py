@@ -72,7 +72,7 @@ def brief(record: Record) -> list[str]:
             lines.append(f"{name}: {_condition(found)}")
     if record.kind == "cost":
         lines.append(f"measured: {usual(record)}")
-    elif "options" in record.conditions and not _KV.search(str(record.conditions["options"])):
+    elif record.conditions.get("target") and not _KV.search(str(record.conditions.get("options", ""))):
         lines.append("KV: f16, as no option says otherwise")
     return lines
 
@@ -175,7 +175,7 @@ def _suite_text(rows: Sequence[Row]) -> str:
     if any(row.by_client and row.rate is not None for row in rows):
         lines.append("* by the clock of this process; the others by the server's.")
     if short := sum(row.short for row in rows if row.suite != ALL):
-        lines.append(f"{short} answers ended with their first token (or told no count) and have no rate.")
+        lines.append(f"{short} answers ended with their first token, told no count or came at once, and have no rate.")
     return "\n".join(lines)
 
 

@@ -69,7 +69,11 @@ def run_study(study: Study, progress: Callable[[int], Progress] = Progress) -> R
         _add(record, name, {"suite": prompt.suite, "prompt": prompt.id, **setting.labels()}, replies)
     by_name = {side.name: side for side in sides}
     baselines = {side.name: side.baseline for side in sides}
-    compare_answers(record, measured.replies, baselines, lambda name: by_name[name].open())
+    try:
+        compare_answers(record, measured.replies, baselines, lambda name: by_name[name].open())
+    except KeyboardInterrupt:
+        measured.stopped = measured.stopped or "interrupted before all texts were compared"
+    record.notes += _idle(measured)
     record.conditions["disturbances"] = [*watch.disturbances(), *_noise(record)]
     if measured.stopped:
         record.notes.append(f"broken off: {measured.stopped}")
@@ -196,6 +200,16 @@ def _add(record: Record, build: str, labels: dict[str, str], replies: Sequence[R
         for phase in PHASES:
             add("phase_ms", "ms", [getattr(r.spec, f"{phase}_ms") / r.spec.rounds for r in replies], phase=phase)
         add("round_ms", "ms", [r.spec.round_ms / r.spec.rounds for r in replies])
+
+
+def _idle(measured: Measured) -> list[str]:
+    """Sides that have a drafter which never drafted: what they show is plain decoding."""
+    drafted: dict[str, int] = {}
+    for (name, _, _), replies in measured.replies.items():
+        for reply in replies:
+            if reply.drafted is not None:
+                drafted[name] = drafted.get(name, 0) + reply.drafted
+    return [f"{name}: nothing was drafted in any answer" for name, count in drafted.items() if not count]
 
 
 def _noise(record: Record) -> list[str]:
