@@ -11,8 +11,6 @@ from collections.abc import Mapping
 import numpy as np
 from dflash_tools.errors import UserError
 
-from dflash_convert.drafter import OutTensor
-from dflash_convert.families.common import weight
 from dflash_convert.jsonfile import Config
 from dflash_convert.tensors import INT_TYPES, LazyTensor
 
@@ -36,14 +34,6 @@ def reduced_shapes(draft_vocab: int, vocab: int, hidden: int) -> tuple[Shapes, S
         "d2t": (draft_vocab,),
     })  # fmt: skip
     return required, optional
-
-
-def reduced_head(tensors: Mapping[str, LazyTensor], draft_vocab: int, vocab: int) -> list[OutTensor]:
-    """`output.weight` and `d2t` as llama.cpp names and stores them."""
-    return [
-        weight(tensors["lm_head.weight"], "output.weight"),
-        OutTensor("d2t", target_ids(tensors["d2t"], draft_vocab, vocab)),
-    ]
 
 
 def target_ids(d2t: LazyTensor, draft_vocab: int, vocab: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Families that are recognised and cannot run: each with the mark that tells it and the reason.
 
-A mark is the value of a key or a key of the config (at the top level or in a section a family keeps its keys in), a
-part of a tensor's name, or an architecture's name.
+A mark is the value of a key of the config (at the top level or in a section a family keeps its keys in), a part of a
+tensor's name, or an architecture's name.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ _MLA = "computes keys and values from a shared latent (MLA), which no drafter of
 class Refused:
     """`name` completes "this is ..."; `why` completes "which ...".
 
-    values: pairs of key and value, compared without regard to case; keys: keys that are there, whatever they say;
-    tensors: parts of names; architectures: whole names.
+    values: pairs of key and value, compared without regard to case; tensors: parts of names; architectures: whole ones.
     """
 
     name: str
     why: str
     values: tuple[tuple[str, str], ...] = ()
-    keys: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
 
@@ -140,8 +138,6 @@ def _mark(family: Refused, places: Sequence[Config], names: Sequence[str], archi
     for key, value in family.values:
         if any(str(p.values.get(key)).lower() == value for p in places):
             return f"{file} has {key} {value!r}"
-    if key := next((k for k in family.keys if any(p.has(k) for p in places)), None):
-        return f"{file} has {key}"
     if name := next((n for n in names if any(part in n for part in family.tensors)), None):
         return f"the weights have {name}"
     return f"{file} names {architecture}" if architecture in family.architectures else None

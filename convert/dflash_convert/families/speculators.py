@@ -46,11 +46,6 @@ def kind_of(checkpoint: Checkpoint) -> str:
     return (config.string(KIND) or config.section("speculators_config").string("algorithm")).lower()
 
 
-def verifier_of(checkpoint: Checkpoint) -> str:
-    """The target the drafter was trained for, as the config names it; "" if it does not."""
-    return checkpoint.config.section("speculators_config").section("verifier").string("name_or_path")
-
-
 def flat_config(checkpoint: Checkpoint) -> Config:
     """One flat config: the transformer's keys, the drafter's own over them. A flat one comes back as it is.
 
