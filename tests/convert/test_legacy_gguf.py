@@ -10,7 +10,8 @@ import gguf
 import pytest
 from checkpoints import MASK, dflash_config, dflash_tensors, eagle3_config, eagle3_tensors, make_target, save
 from dflash_convert.cli import main
-from dflash_convert.conversion import convert
+from dflash_convert.conversion import LoadedTarget, convert
+from dflash_convert.inspection import inspect
 from dflash_tools.errors import UserError
 from dspark_checkpoints import RANK, dspark_tensors, specforge
 from gguf import GGMLQuantizationType as T
@@ -288,6 +289,19 @@ def test_suspicious_files_are_warned_about(tmp_path, direct, target) -> None:
     named = tmp_path / "Qwen3.8-27B-DFlash2.gguf"
     old = write_old(named, "qwen35-dflash-draft", config, tensors, names=LUCEBOX, keys=OLD)
     assert any("named as DFlash2" in w for w in upgraded(old, target)[2])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "odd"), [("yarn_beta_fast", 24.0, True), ("yarn_beta_fast", 32.0, False),
+                              ("yarn_attn_factor", 1.0, True), ("yarn_attn_factor", 1.1386294, False)],
+)  # fmt: skip
+def test_settings_of_yarn_that_no_drafter_reads_are_warned_about(key, value, odd, tmp_path, direct, target) -> None:
+    """As upstream's converter writes them."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    made = direct(rope_scaling=scaling)[2]
+    file = rewrite(made, tmp_path / "upstream.gguf", keys={f"dflash.rope.scaling.{key}": value})
+    report = inspect(file, LoadedTarget(target))
+    assert any(key in o.what for o in report.oddities) == odd
 
 
 def refused(old: Path, target: Path, *parts: str, **options: Any) -> None:

@@ -6,9 +6,10 @@ authors where it is known which family this is.
 
 from __future__ import annotations
 
+import math
 import re
 
-from dflash_tools.errors import UserError
+from dflash_tools.errors import UserError, join_words
 
 from dflash_convert.families.block_attention import BlockAttention
 from dflash_convert.families.dflash import scale_of_embeddings
@@ -18,6 +19,9 @@ from dflash_convert.gguf_keys import Keys
 from dflash_convert.rope import sections_for_mrope
 from dflash_convert.shape import MAX_DIM, MAX_LAYERS
 from dflash_convert.target import Target
+
+_SCALING = "rope.scaling."
+_USUAL_YARN = {"yarn_ext_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
 
 
 def repair(found: GgufDrafter, target: Target, window: int | None, *, legacy: bool) -> None:
@@ -115,6 +119,16 @@ def _repair_norm_before_fc(found: GgufDrafter, keys: Keys) -> None:
         found.changes.append("norm_before_fc: false -> true, as the norm itself is in the file")
 
 
+def _unread_yarn(found: GgufDrafter) -> list[str]:
+    """Keys of yarn that say something else than what llama.cpp does without them."""
+    value = {k.removeprefix(_SCALING): v.value for k, v in found.keys.items() if k.startswith(_SCALING)}
+    if value.get("type") != b"yarn" or not isinstance(value.get("factor"), float):
+        return []
+    usual = {**_USUAL_YARN, "yarn_attn_factor": 1 + math.log(max(1.0, value["factor"])) / 10}
+    stated = {k: value[k] for k in usual if isinstance(value.get(k), float)}
+    return [_SCALING + k for k, v in stated.items() if not math.isclose(v, usual[k], rel_tol=1e-5)]
+
+
 def warn(found: GgufDrafter, name: str, target: Target, *, legacy: bool) -> None:
     """Say what looks wrong and cannot be known; `name` is the one that the file gives itself."""
     named = re.search(r"dflash[-_ ]?2", f"{found.path.name} {name}", re.IGNORECASE)
@@ -128,6 +142,11 @@ def warn(found: GgufDrafter, name: str, target: Target, *, legacy: bool) -> None
             f"{found.path}: no window is stated, so all layers see everything. The drafters published for Qwen3.6 and "
             "Gemma 4 slide in all layers but the last, and old converters dropped it: if this is one of them, give "
             "--sliding-window 2048"
+        )
+    if unread := _unread_yarn(found):
+        found.warnings.append(
+            f"{found.path}: {join_words(unread)}: llama.cpp's drafters read no such key, so another yarn runs than "
+            "the drafter was trained with. Convert the original checkpoint"
         )
     n, k = target.n_layers, len(found.taps)
     if not legacy and found.arch == "dflash" and n and k > 2 and found.taps == found.ids:
