@@ -9,11 +9,11 @@ from collections.abc import Callable
 from html import unescape
 
 import pytest
-from bench_records import add_prompt, toy_cost, toy_run
+from bench_records import GREEDY, add_prompt, toy_cost, toy_run
 from dflash_tools.bench.page import page
-from dflash_tools.bench.plots import plots
-from dflash_tools.bench.record import Record
-from dflash_tools.bench.svg import ticks
+from dflash_tools.bench.plots import Plot, Point, plots
+from dflash_tools.bench.record import PHASES, Record
+from dflash_tools.bench.svg import draw, ticks
 
 _MARK = re.compile(r'class="mark c(\d)" data-series="([^"]*)" data-x="([^"]*)" data-y="([^"]*)" ([^>]*)>')
 # Off are a sandbox that a container cannot have, and everything that would ask a network.
@@ -99,6 +99,36 @@ def test_the_plots_of_costs_show_a_slow_phase_where_it_is(browse):
     speed = {(s, x): y for s, x, y in figure(dom, "speedup-by-al")}
     assert speed["fork", "7.0"] == pytest.approx(4.2)
     assert speed["upstream", "1.0"] == pytest.approx(0.3)
+
+
+def test_a_build_without_phases_stands_beside_the_others_as_a_whole_round():
+    record = toy_cost()
+    record.series = [s for s in record.series if (s.name, s.build) != ("phase_ms", "upstream")]
+    for build, ms in (("fork", 12.0), ("upstream", 30.0), ("memory floor", 5.0)):
+        record.add("round_ms", build, "ms", [3.0], drafter="none")
+        record.add("round_ms", build, "ms", [ms], drafter="dflash", acceptance="7")
+    stack = {p.id: p for p in plots(record)}["round-by-phase"].points
+    assert [(p.series, p.x, p.y) for p in stack if p.series not in PHASES] == [
+        ("not split", "upstream, acceptance 7", 30.0)
+    ]
+    assert len(stack) == 7
+
+
+def test_a_speed_up_on_the_page_says_whether_texts_are_equal():
+    record = toy_run()
+    (caption,) = [p.caption for p in plots(record) if p.id == "speedup-by-al-0"]
+    assert "drafted: texts not compared" in caption
+    record.add("equal", "drafted", "0 / 1", [1, 1, 0], suite="code", prompt="a", **GREEDY)
+    (caption,) = [p.caption for p in plots(record) if p.id == "speedup-by-al-0"]
+    assert "drafted: 2 of 3 texts equal" in caption
+
+
+def test_an_interval_that_holds_the_reference_reaches_over_it():
+    points = (Point("a", 1.0, 0.3, low=0.1, high=2.5),)
+    html = draw(Plot("p", "P", "scatter", "", "", points, reference=1.0))
+    whisker = float(re.search(r'class="whisker[^>]* y1="([\d.]+)"', html)[1])
+    reference = float(re.search(r'class="reference"[^>]* y1="([\d.]+)"', html)[1])
+    assert whisker < reference, "up is less"
 
 
 def test_lengths_on_the_page_are_in_proportion_to_values():

@@ -29,7 +29,8 @@ th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align
 th:first-child, td:first-child { text-align: left; }
 #conditions td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figure h2 { margin-top: 0; } svg { width: 100%; max-width: 640px; height: auto; }
+figure { margin: 0; } figure h2 { margin-top: 0; }
+svg { width: 100%; max-width: 640px; height: auto; overflow: visible; }
 svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--line); } .line { fill: none; stroke-width: 2; }
 .whisker { opacity: .5; }
 .reference { stroke: var(--soft); stroke-dasharray: 5 4; }

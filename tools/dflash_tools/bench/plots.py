@@ -10,6 +10,7 @@ from dflash_tools.bench.stats import Interval, median
 from dflash_tools.bench.summary import ALL, Row, prompt_rows, suite_rows
 
 FLOOR = "memory floor"
+UNSPLIT = "not split"
 # Labels that may tell curves of one plot apart; others are held at the value that was measured first.
 _CURVES = ("shape", "context")
 
@@ -68,7 +69,8 @@ def _run_plots(record: Record) -> Iterable[Plot]:
         yield Plot(
             f"speedup-by-al-{number}", f"Speed-up by acceptance length ({setting})", "scatter",
             "tokens per verify step", "times plain decoding", tuple(_speedup_points(record, setting)), reference=1.0,
-            caption="One point per prompt, with its 95% interval over passes. Above the line, the drafter pays.",
+            caption="One point per prompt, with its 95% interval over passes. Above the line, the drafter pays. "
+            + _equality(mine),
         )  # fmt: skip
         whole = _whole(mine)
         yield Plot(
@@ -84,6 +86,14 @@ def _run_plots(record: Record) -> Iterable[Plot]:
             tuple(Point(phase, r.build, r.phases[phase]) for r in whole if r.phases for phase in PHASES),
             caption="Mean over all rounds. 'other' is the host's gap: the round less the named phases.",
         )  # fmt: skip
+
+
+def _equality(rows: list[Row]) -> str:
+    """Speed never without equality: how many texts are those of the baseline, or that nobody looked."""
+    drafted = [row for row in _whole(rows) if row.speedup]
+    told = [f"{r.build}: {r.equal[0]} of {r.equal[1]} texts equal" for r in drafted if r.equal]
+    told += [f"{r.build}: texts not compared" for r in drafted if not r.equal]
+    return "; ".join(told) + "." if told else ""
 
 
 def _whole(rows: list[Row]) -> list[Row]:
@@ -110,14 +120,10 @@ def _span(speedup: Interval | None) -> str:
 
 
 def _cost_plots(record: Record) -> Iterable[Plot]:
-    drafted = list(record.select("phase_ms"))
     yield Plot(
-        "round-by-phase", "Time of a round by phase", "stack", "ms per round", "",
-        tuple(
-            Point(s.labels["phase"], _name(s, ("acceptance", *_CURVES)), median(s.values))
-            for s in _usual(drafted, ("phase", "acceptance", *_CURVES))
-        ),
-        caption="'other' is the host's gap: the round less the named phases.",
+        "round-by-phase", "Time of a round by phase", "stack", "ms per round", "", tuple(_cost_rounds(record)),
+        caption="'other' is the host's gap: the round less the named phases. A build that does not tell its phases "
+        f"shows the whole round as '{UNSPLIT}'.",
     )  # fmt: skip
     yield Plot(
         "step-by-rows", "Cost of a step by rows", "lines", "rows", "ms",
@@ -137,6 +143,20 @@ def _cost_plots(record: Record) -> Iterable[Plot]:
             for s in _usual(record.select("prefill_rate"), ("tokens", "drafter", "shape"))
         ),
     )  # fmt: skip
+
+
+def _cost_rounds(record: Record) -> Iterable[Point]:
+    """Phases of drafted rounds, the builds beside each other; of a build without phases the round as one."""
+    split = _usual(record.select("phase_ms"), ("phase", "acceptance", *_CURVES))
+    telling = {s.build for s in record.select("phase_ms")}
+    whole = [
+        s for s in _usual([s for s in record.select("round_ms") if "acceptance" in s.labels], ("acceptance", *_CURVES))
+        if s.build != FLOOR and s.build not in telling
+    ]  # fmt: skip
+    situations = [[s.labels.get(name) for name in ("acceptance", *_CURVES)] for s in (*split, *whole)]
+    in_order = sorted(zip(situations, (*split, *whole), strict=True), key=lambda found: situations.index(found[0]))
+    for _, s in in_order:
+        yield Point(s.labels.get("phase", UNSPLIT), _name(s, ("acceptance", *_CURVES)), median(s.values))
 
 
 def _cost_speedups(record: Record) -> Iterable[Point]:
@@ -167,7 +187,8 @@ def _key(series: Series, without: tuple[str, ...]) -> tuple[str, ...]:
 def _name(series: Series, labels: tuple[str, ...]) -> str:
     """`fork, shape 8b, acceptance 7`: the build and those of its labels that tell it apart."""
     told = [f"{name} {series.labels[name]}" for name in labels if series.labels.get(name, "0") != "0"]
-    return ", ".join([series.build, *("plain" if text == f"drafter {PLAIN}" else text for text in told)])
+    words = ("plain" if t == f"drafter {PLAIN}" else "with drafter" if t.startswith("drafter ") else t for t in told)
+    return ", ".join([series.build, *words])
 
 
 def _number(text: str) -> float | None:

@@ -86,7 +86,10 @@ def _bars(plot: Plot) -> str:
 
 def _curves(plot: Plot) -> str:
     xs, ys = [float(p.x) for p in plot.points], [p.y for p in plot.points]
-    across, up = ticks(max(xs), about=8), ticks(max([*ys, plot.reference or 0.0]) or 1.0)
+    highest = max([*ys, plot.reference or 0.0])
+    # an interval is cut only where it would leave its own point no room
+    ends = [min(p.high, 2 * highest) for p in plot.points if p.high is not None]
+    across, up = ticks(max(xs), about=8), ticks(max([highest, *ends]) or 1.0)
     bottom = _HEIGHT - _BOTTOM
     right, scale = (WIDTH - _LEFT - _RIGHT) / across[-1], (bottom - _TOP) / up[-1]
 
