@@ -95,11 +95,15 @@ def test_records_without_a_common_side_are_refused():
 
 
 def test_the_command_compares_files_and_exits_with_1_for_unlike_ones(tmp_path, capsys):
-    two = toy_run()
-    write(toy_run(), tmp_path / "a.json")
+    one, two = toy_run(), toy_run()
+    one.conditions["repeats"], two.conditions["repeats"] = 2, 9
+    write(one, tmp_path / "a.json")
     write(two, tmp_path / "b.json")
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
-    assert "1.00x [1.00, 1.00]" in capsys.readouterr().out
+    heading, _, tables = capsys.readouterr().out.partition("\n\n")
+    assert "1.00x [1.00, 1.00]" in tables
+    assert "target: file toy.gguf" in heading, "what both were measured under stands before the numbers"
+    assert "repeats" not in heading
     two.conditions["max_tokens"] = 7
     write(two, tmp_path / "b.json")
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1

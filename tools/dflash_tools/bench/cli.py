@@ -18,7 +18,7 @@ from dflash_tools.bench.cost import add_cost_arguments, run_cost
 from dflash_tools.bench.page import page
 from dflash_tools.bench.prompts import SUITES
 from dflash_tools.bench.record import Record
-from dflash_tools.bench.report import blocks, markdown, terminal
+from dflash_tools.bench.report import blocks, brief, markdown, terminal
 from dflash_tools.bench.run import run_study
 from dflash_tools.bench.study import INTERLEAVES, BuildSpec, DrafterSpec, ServerSpec, Study, checked, read_study
 from dflash_tools.errors import UserError, run_cli
@@ -141,7 +141,9 @@ def _run(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     one, two = (records.read(path) for path in args.records)
     a, b = args.records
-    print(blocks(f"A = {a}, B = {b}", compare(one, two, (a.name, b.name), args.allow)))
+    found = compare(one, two, (a.name, b.name), args.allow)
+    alike = [line for line in brief(one) if line in brief(two)]
+    print(blocks("\n".join([f"A = {a}, B = {b}", *alike]), found))
     return 0
 
 
