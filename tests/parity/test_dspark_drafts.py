@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from draft_gap import LOGIT_TOLERANCE
@@ -91,6 +93,18 @@ def test_logits_are_scaled_and_capped_before_the_markov_bias(check):
 @pytest.mark.family("DSpark (SpecForge)", converts="yes", runs="yes", parity=BLOCKS)
 def test_specforge(check):
     check(write_specforge)
+
+
+@pytest.mark.family("DSpark (SpecForge), dspark_config", converts="yes", runs="yes", parity=BLOCKS)
+def test_specforge_with_all_keys_in_dspark_config(check):
+    def write(folder, *args, **changes):
+        file = write_specforge(folder, *args, **changes) / "config.json"
+        config = json.loads(file.read_text())
+        config["dspark_config"] = config.pop("dflash_config")
+        file.write_text(json.dumps(config))
+        return folder
+
+    check(write)
 
 
 @pytest.mark.family("DSpark (SpecForge), yarn", converts="yes", runs="yes", parity=BLOCKS)
