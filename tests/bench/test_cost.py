@@ -190,7 +190,15 @@ def test_medians_ratios_and_shares_are_in_the_table():
     rows = [line.split() for line in terminal(record).splitlines()]
     assert ["rows", "16", "11.00", "22.00", "0.500", "5.50", "50%"] in rows
     assert ["rows", "16,", "context", "8192", "7.00", "-", "-", "-", "-"] in rows
-    assert ["at", "fork", "upstream", "fork", "/", "upstream", "floor", "share"] in rows, "a ratio says which way"
+    assert ["at", "fork", "upstream", "fork", "/", "upstream", "floor", "floor", "/", "fork"] in rows, (
+        "a ratio says which way"
+    )
+
+
+def test_a_floor_without_a_measurement_is_no_table():
+    record = Record("cost")
+    record.add("step_ms", FLOOR, "ms", [5.5], rows=16)
+    assert "Step of the target" not in terminal(record)
 
 
 def test_conditions_and_disturbances_stand_before_the_first_number():

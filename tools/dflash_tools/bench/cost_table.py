@@ -31,13 +31,13 @@ def cost_tables(record: Record) -> list[tuple[list[str], list[list[str]]]]:
         places: dict[str, dict[str, Series]] = {}
         for series in record.select(name):
             places.setdefault(_place(series.labels), {})[series.build] = series
-        if places:
+        if places and builds:
             floors = any(FLOOR in sides for sides in places.values())
             header = [
                 title,
                 *builds,
                 *([" / ".join(builds[:2])] if len(builds) > 1 else []),
-                *(["floor", "share"] if floors else []),
+                *(["floor", f"floor / {builds[0]}"] if floors else []),
             ]
             found.append((header, [_row(place, sides, builds, floors) for place, sides in places.items()]))
     return found
