@@ -131,6 +131,15 @@ def test_an_interval_that_holds_the_reference_reaches_over_it():
     assert whisker < reference, "up is less"
 
 
+@pytest.mark.parametrize("length", ["1e999", "nan", "many"])
+def test_an_acceptance_that_is_no_length_is_not_drawn(length):
+    record = toy_cost()
+    record.add("decode_rate", "fork", "tok/s", [90.0], drafter="dflash", acceptance=length)
+    assert f"acceptance {length}" in page(record), "the tables have it"
+    (plot,) = [p for p in plots(record) if p.id == "speedup-by-al"]
+    assert {p.x for p in plot.points} == {1.0, 4.0, 7.0}
+
+
 def test_lengths_on_the_page_are_in_proportion_to_values():
     html = page(toy_run())
     widths = {}
