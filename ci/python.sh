@@ -5,3 +5,4 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff check .
 .venv/bin/build-fork validate
 .venv/bin/python -m pytest -q -n 2 --dist loadfile tests/convert tests/build tests/models tests/real
+.venv/bin/python tests/family_table.py --check

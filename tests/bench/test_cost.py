@@ -126,9 +126,13 @@ def test_what_was_measured_before_an_interruption_is_kept_and_said(monkeypatch):
     study = Interrupted(monkeypatch)
     study.run(CASES, 2, None)
     assert len(study.told) == 3 and study.notes() == ["broken off: interrupted"]
-    with pytest.raises(KeyboardInterrupt):
-        monkeypatch.setattr(cost, "run_case", lambda *_: signal.raise_signal(signal.SIGINT))
-        Study([Build("fork", None, ())], None, Record("cost"), 15).run(CASES, 1, None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            monkeypatch.setattr(cost, "run_case", lambda *_: signal.raise_signal(signal.SIGINT))
+            Study([Build("fork", None, ())], None, Record("cost"), 15).run(CASES, 1, None)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_build_that_fails_is_said_and_not_asked_again(monkeypatch):

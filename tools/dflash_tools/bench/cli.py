@@ -15,6 +15,7 @@ from dflash_tools.bench import record as records
 from dflash_tools.bench.arms import CHAT, RAW, THINKING
 from dflash_tools.bench.compare import compare
 from dflash_tools.bench.cost import add_cost_arguments, run_cost
+from dflash_tools.bench.figures import write_figures
 from dflash_tools.bench.page import page
 from dflash_tools.bench.prompts import SUITES
 from dflash_tools.bench.record import Record
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         help="compare although this condition differs, e.g. machine.gpus or drafters (may be repeated)",
     )  # fmt: skip
     made["show"].add_argument("record", type=Path, metavar="RECORD", help="A.json")
+    made["show"].add_argument("--figures", type=Path, metavar="DIR", help="write every plot as DIR/<plot>.svg")
     return parser
 
 
@@ -152,6 +154,8 @@ def _show(args: argparse.Namespace) -> int:
     print(terminal(record))
     if args.out:
         _reports(record, _stem(args))
+    if args.figures:
+        write_figures(record, args.figures)
     return 0
 
 

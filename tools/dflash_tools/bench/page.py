@@ -9,10 +9,16 @@ from dflash_tools.bench.record import Record
 from dflash_tools.bench.report import Section, brief, disturbances, sections, title
 from dflash_tools.bench.svg import COLOURS, draw
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1c2024; --soft: #667; --line: #d9dde2; --warn: #fff3cd;
-  --c0: #3b6fb6; --c1: #d1495b; --c2: #2b8a5a; --c3: #b98a00; --c4: #2f9fb5; --c5: #8b4fa8; --c6: #7a7f87;
-  --c7: #b5651d; }
+# The colours of the light theme; figures.py uses them too.
+LIGHT = {
+    "page": "#ffffff", "ink": "#1c2024", "soft": "#667", "line": "#d9dde2", "warn": "#fff3cd",
+    "c0": "#3b6fb6", "c1": "#d1495b", "c2": "#2b8a5a", "c3": "#b98a00", "c4": "#2f9fb5", "c5": "#8b4fa8",
+    "c6": "#7a7f87", "c7": "#b5651d",
+}  # fmt: skip
+_STYLE = (
+    ":root { color-scheme: light dark; "
+    + " ".join(f"--{name}: {value};" for name, value in LIGHT.items())
+    + """ }
 @media (prefers-color-scheme: dark) { :root:not([data-theme=light]) { --page: #15181c; --ink: #e4e7eb; --soft: #9aa3ad;
   --line: #333a42; --warn: #4a3d12; --c0: #7aa7e8; --c1: #f0808e; --c2: #5fc492; --c3: #e0b83f; --c4: #6fcfe2;
   --c5: #c58fdf; --c6: #aab1ba; --c7: #e0995c; } }
@@ -40,6 +46,7 @@ button[aria-pressed=false] { opacity: .4; } .hidden { display: none; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .35em; }
 #theme { float: right; border: 1px solid var(--line); border-radius: .3rem; padding: .1rem .6rem; }
 """
+)
 # A click on a name of a legend hides its marks; the button in the corner changes the theme.
 _SCRIPT = """
 document.getElementById("theme").addEventListener("click", () => {
