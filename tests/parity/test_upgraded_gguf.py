@@ -8,7 +8,7 @@ import pytest
 import torch
 from dflash_convert.conversion import convert
 from gguf import GGMLQuantizationType as T
-from old_gguf import BUUN, LUCEBOX, write_old
+from old_gguf import BUUN, LUCEBOX, MIGRATED, write_old
 from parity_cases import TINY, Case
 from random_drafters import write_dflash
 from reference_dflash import DFlash
@@ -51,3 +51,18 @@ def test_file_of_buun_and_beellama_with_windows(gap):
 @pytest.mark.family("GGUF qwen35-dflash-draft (lucebox)", converts="yes", runs="yes", parity="≥ 40 blocks")
 def test_file_of_lucebox_with_a_wrong_rope_base(gap):
     gap("qwen35-dflash-draft", LUCEBOX, {"dflash.n_target_layers": 3}, {"rope_theta": 1e6}).check()
+
+
+@pytest.mark.family("GGUF gemma4-dflash-draft (lucebox)", runs="yes", parity="≥ 40 blocks")
+def test_file_of_lucebox_for_gemma_with_a_window_and_a_soft_cap(gap):
+    config = {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]}
+    keys = {"dflash.sliding_window": 20, "dflash.logit_softcap": 5.0, "dflash.target_hidden": 256}
+    gap("gemma4-dflash-draft", LUCEBOX, keys, final_logit_softcapping=5.0, **config).check()
+
+
+@pytest.mark.family("GGUF dflash, ids left as outputs (BeeLlama's migration)", runs="yes", parity="≥ 40 blocks")
+def test_file_whose_ids_a_migration_left_as_outputs(gap, drafter):
+    window = {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention"] * 2}
+    keys = {"attention.causal": False, "attention.sliding_window": 20, "attention.sliding_window_pattern": [True] * 2,
+            "target_layers": TAPS, "block_size": 8, "n_target_features": 768}  # fmt: skip
+    gap("dflash", MIGRATED, keys, **window).check()
