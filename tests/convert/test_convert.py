@@ -186,7 +186,12 @@ m.PathFinder.find_spec = staticmethod(
 
 def run_cli(args: list[object], cwd: Path, *extra_path: Path) -> subprocess.Popen[str]:
     env = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, extra_path), SOURCES])}
-    command = [sys.executable, "-c", "import sys; from dflash_convert.cli import main; sys.exit(main(sys.argv[1:]))"]
+    # a process in the background ignores Ctrl-C, and so would the one it starts
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from dflash_convert.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code]
     return subprocess.Popen(
         [*command, *map(str, args)], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
