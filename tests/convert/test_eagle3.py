@@ -75,6 +75,7 @@ def test_copies_of_the_target_are_left_out(
         pytest.param(eagle3_config(**{NESTED: [1, 3, 7]}), (1, 3, 7), id="vLLM: inputs"),
         pytest.param(eagle3_config(eagle_config={NESTED: [1, 3, 6]}), (2, 4, 7), id="SpecForge: outputs"),
         pytest.param(eagle3_config(eagle_config={NESTED: []}), (2, 4, 5), id="ModelOpt's empty list"),
+        pytest.param(eagle3_config(eagle_config={"layer_ids": [1, 3, 6]}), (1, 3, 6), id="vLLM's own name: inputs"),
         pytest.param(eagle3_config(eagle_config={NESTED: [-1, 3, 6]}), (0, 4, 7), id="output of the embeddings"),
         pytest.param(eagle3_config(eagle_config={NESTED: [0, 1, 2]}, **{NESTED: [3, 4, 5]}), (3, 4, 5), id="both"),
         pytest.param(of_speculators(), (2, 4, 5), id="speculators, none"),

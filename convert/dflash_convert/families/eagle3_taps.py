@@ -7,7 +7,8 @@
 - in `eagle_config`, by SpecForge and ModelOpt, which hook the output of these layers: one less. SGLang agrees, vLLM
   takes them as inputs.
 
-Without it (SafeAILab) the inputs of layers 2, L/2 and L-3 are read.
+`eagle_config.layer_ids` is vLLM's own name for inputs. Without any (SafeAILab) the inputs of layers 2, L/2 and L-3 are
+read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dflash_convert.target import Target
 
 N_TAPS = 3
 IDS = "eagle_aux_hidden_state_layer_ids"
+VLLM_IDS = "layer_ids"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,13 @@ class Taps:
 def read_taps(config: Config, target: Target, notes: list[str]) -> Taps:
     """The taps of a flat config. Raises UserError unless they are three, or if the target's depth must be known."""
     nested = config.section("eagle_config")
-    if config.integers(IDS) or not nested.integers(IDS, least=-1):
+    where = config.where(IDS) if config.integers(IDS) else nested.where(IDS)
+    named = config.integers(IDS) or nested.integers(IDS, least=-1)
+    if not named and nested.integers(VLLM_IDS):
+        where, layers = nested.where(VLLM_IDS), tuple(nested.integers(VLLM_IDS))
+        taps = Taps(layers, layers)
+        notes.append(f"eagle_config.{VLLM_IDS} names the inputs of layers {list(layers)}, as vLLM reads it")
+    elif config.integers(IDS) or not nested.integers(IDS, least=-1):
         layers = input_taps(config, target, notes, IDS)
         taps = Taps(layers, layers if config.integers(IDS) else ())
         if not taps.ids:
@@ -50,6 +58,5 @@ def read_taps(config: Config, target: Target, notes: list[str]) -> Taps:
             "so, give --taps inputs"
         )
     if len(taps.layers) != N_TAPS:
-        where = config.where(IDS) if config.integers(IDS) else nested.where(IDS)
         raise UserError(f"{where} names {len(taps.layers)} layers; llama.cpp's EAGLE3 taps exactly {N_TAPS}")
     return taps
