@@ -14,7 +14,7 @@ from dflash_tools.errors import UserError
 from dflash_convert.drafter import Drafter
 
 MEANINGS = ("inputs", "outputs")
-MAX_LAYER = 4096
+_LONGEST = 4096  # characters
 
 
 def parse_taps(text: str) -> str | tuple[int, ...]:
@@ -24,7 +24,7 @@ def parse_taps(text: str) -> str | tuple[int, ...]:
     """
     if text in MEANINGS:
         return text
-    if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text.replace(" ", "")) or len(text) > MAX_LAYER:
+    if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text.replace(" ", "")) or len(text) > _LONGEST:
         raise UserError(
             f"--taps {text[:80]!r}: expected inputs or outputs (how the ids of the drafter's file are meant), or the "
             "layers whose input is read, such as 2,18,33"

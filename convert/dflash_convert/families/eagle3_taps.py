@@ -37,26 +37,23 @@ class Taps:
 def read_taps(config: Config, target: Target, notes: list[str]) -> Taps:
     """The taps of a flat config. Raises UserError unless they are three, or if the target's depth must be known."""
     nested = config.section("eagle_config")
-    where = config.where(IDS) if config.integers(IDS) else nested.where(IDS)
-    named = config.integers(IDS) or nested.integers(IDS, least=-1)
-    if not named and nested.integers(VLLM_IDS):
-        where, layers = nested.where(VLLM_IDS), tuple(nested.integers(VLLM_IDS))
-        taps = Taps(layers, layers)
-        notes.append(f"eagle_config.{VLLM_IDS} names the inputs of layers {list(layers)}, as vLLM reads it")
-    elif config.integers(IDS) or not nested.integers(IDS, least=-1):
-        layers = input_taps(config, target, notes, IDS)
-        taps = Taps(layers, layers if config.integers(IDS) else ())
-        if not taps.ids:
-            # some published drafters leave their ids out although they were trained on others
-            notes.append("if few drafts are accepted, its authors took other layers: --taps gives them")
-    else:
-        ids = tuple(nested.integers(IDS, least=-1))
+    where = nested.where(IDS)
+    if ids := tuple(config.integers(IDS)):
+        where, taps = config.where(IDS), Taps(ids, ids)
+    elif ids := tuple(nested.integers(IDS, least=-1)):
         taps = Taps(tuple(i + 1 for i in ids), ids)
         notes.append(
             f"eagle_config names the layers {list(ids)}; its producers (SpecForge, ModelOpt) mean their outputs, so "
             f"the inputs of layers {list(taps.layers)} are tapped. vLLM takes the ids as inputs: for a drafter trained "
             "so, give --taps inputs"
         )
+    elif ids := tuple(nested.integers(VLLM_IDS)):
+        where, taps = nested.where(VLLM_IDS), Taps(ids, ids)
+        notes.append(f"eagle_config.{VLLM_IDS} names the inputs of layers {list(ids)}, as vLLM reads it")
+    else:
+        taps = Taps(input_taps(config, target, notes, IDS), ())
+        # some published drafters leave their ids out although they were trained on others
+        notes.append("if few drafts are accepted, its authors took other layers: --taps gives them")
     if len(taps.layers) != N_TAPS:
         raise UserError(f"{where} names {len(taps.layers)} layers; llama.cpp's EAGLE3 taps exactly {N_TAPS}")
     return taps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from dflash_tools.bench.page import LIGHT
+from dflash_tools.bench.page import LIGHT, colour_rules
 from dflash_tools.bench.plots import Plot, plots
 from dflash_tools.bench.record import Record, replace_text
 from dflash_tools.bench.svg import COLOURS, WIDTH, draw
@@ -36,10 +36,7 @@ def standalone(plot: Plot) -> str:
         names.append(f'<text x="{x + 14:.0f}" y="{y + 9}">{escape(name)}</text>')
         x += width
     head = y + _LINE
-    colours = "".join(
-        f".c{i} {{ fill: {LIGHT[f'c{i}']}; }} .line.c{i}, .whisker.c{i} {{ fill: none; stroke: {LIGHT[f'c{i}']}; }}\n"
-        for i in range(COLOURS)
-    )
+    colours = colour_rules([LIGHT[f"c{i}"] for i in range(COLOURS)])
     style = (
         f"text {{ font: 12px sans-serif; fill: {LIGHT['ink']}; }} .title {{ font-size: 14px; font-weight: bold; }}\n"
         f".grid {{ stroke: {LIGHT['line']}; }} .line {{ stroke-width: 2; }} .whisker {{ opacity: .5; }}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from dflash_tools.bench.plots import Plot, plots
@@ -80,20 +81,22 @@ def page(record: Record) -> str:
         "</div>",
         *map(_section, sections(record)),
     ]
+    colours = colour_rules([f"var(--c{i})" for i in range(COLOURS)])
     # The policy makes sure that the page asks for nothing from elsewhere.
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
     head = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{name}</title>\n<style>{_STYLE}{_colours()}</style>\n</head>\n'
+        f'<link rel="icon" href="data:,">\n<title>{name}</title>\n<style>{_STYLE}{colours}</style>\n</head>\n'
     )
     return head + "<body>\n" + "\n".join(body) + f"\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
 
 
-def _colours() -> str:
-    rule = ".c{0} {{ fill: var(--c{0}); }} .line.c{0}, .whisker.c{0} {{ fill: none; stroke: var(--c{0}); }}\n"
-    return "".join(map(rule.format, range(COLOURS)))
+def colour_rules(colours: Sequence[str]) -> str:
+    """CSS that gives the classes `c0`, `c1`, ... of svg.py these colours, one each."""
+    rule = ".c{0} {{ fill: {1}; }} .line.c{0}, .whisker.c{0} {{ fill: none; stroke: {1}; }}\n"
+    return "".join(rule.format(i, colour) for i, colour in enumerate(colours))
 
 
 def _figure(plot: Plot) -> str:
