@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 from dflash_tools.client import Completion, Counted, RefusedError, Timings, tokens_per_second, tokens_per_step
 from dflash_tools.errors import UserError
-from dflash_tools.server import LlamaServer
+from dflash_tools.server import LlamaServer, _free_port
 from dflash_tools.tiny import ATTENTION
 from serving import EXACT, LAYOUTS
 
@@ -56,6 +56,22 @@ def test_two_servers_have_ports_of_their_own(start):
         assert one.port != two.port
         assert one.healthy()
         assert two.healthy()
+
+
+def test_a_server_that_logs_nothing_and_has_options_of_its_own_gets_ready(start):
+    quiet = ("-lv", "1", "--log-disable", "--port", "1", "--host", "0.0.0.0")
+    with start(extra=(*EXTRA, *quiet)) as server:
+        assert server.completion("x", n_predict=1).timings.predicted_n == 1
+
+
+def test_nobody_else_is_given_the_port_of_a_server_that_loads():
+    held = _free_port("127.0.0.1")
+    others = [_free_port("127.0.0.1") for _ in range(50)]
+    ports = {other.getsockname()[1] for other in others}
+    for other in others:
+        other.close()
+    assert held.getsockname()[1] not in ports and len(ports) == 50
+    held.close()
 
 
 def test_a_server_that_dies_at_the_start_shows_its_last_words(start, tmp_path):

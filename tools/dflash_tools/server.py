@@ -4,15 +4,16 @@
         print(server.completion("Once", n_predict=32).text)
 
 The process gets a free port of the loopback interface, its output goes to a file, and it is gone when the block is
-left, however that happens.
+left, however that happens. It is ready when /health says so: its log may be as quiet as the caller likes.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from pathlib import Path
 from dflash_tools.client import LlamaClient
 from dflash_tools.errors import UserError
 
-_LISTENING = re.compile(rb"listening on http://127\.0\.0\.1:(\d+)")
 _LOG_LINES_SHOWN = 15
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 10.0
@@ -50,23 +50,30 @@ class LlamaServer(LlamaClient):
         self.log = log
         self.start_seconds = start_seconds
         draft = ["-md", str(drafter), *switch] if drafter else []
-        # Port 0: the server takes a free port itself and logs it, so two servers can never race for one.
-        self.command = [
-            *(str(bin_dir / "llama-server"), "-m", str(model), *draft),
-            *("--host", self.host, "--port", "0", "--metrics", "--offline", *extra),
-        ]
+        self._program = [str(bin_dir / "llama-server"), "-m", str(model), *draft]
+        self._options = ["--metrics", "--offline", *extra]
+        self.command: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._held: socket.socket | None = None
 
     def __enter__(self) -> LlamaServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         # LLAMA_ARG_* in the user's shell would switch options on in the run that must not have them.
         env = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
+        self._held = _free_port(self.host)
+        self.port = self._held.getsockname()[1]
+        # Last: the client must know where the server listens, whatever the caller's options say.
+        where = ["--host", self.host, "--port", str(self.port)]
+        self.command = [*self._program, *self._options, *where]
+        if sys.platform != "linux":
+            self._release()  # elsewhere two sockets cannot be bound to one port
         try:
             with self.log.open("wb") as out:
                 self._process = subprocess.Popen(
                     self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env
                 )
         except OSError as cause:
+            self._release()
             raise UserError(f"{self.command[0]}: cannot be run ({cause.strerror}): run build-fork first") from cause
         try:
             self._wait_until_ready()
@@ -81,6 +88,7 @@ class LlamaServer(LlamaClient):
     def stop(self) -> None:
         """End the process. Safe to call twice."""
         process, self._process = self._process, None
+        self._release()
         if process is None:
             return
         process.terminate()
@@ -89,6 +97,11 @@ class LlamaServer(LlamaClient):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
 
     @property
     def pid(self) -> int | None:
@@ -105,9 +118,7 @@ class LlamaServer(LlamaClient):
         while time.monotonic() < deadline:
             if self._exit_status() is not None:
                 raise self._died("before it was ready")
-            if not self.port and (found := _LISTENING.search(self.log.read_bytes())):
-                self.port = int(found[1])
-            if self.port and self.healthy():
+            if self.healthy():
                 return
             time.sleep(_POLL_SECONDS)
         raise UserError(
@@ -132,3 +143,13 @@ class LlamaServer(LlamaClient):
         return UserError(
             f"llama-server {how} {when}; {self.log} ends with\n{self.log_tail()}\n  command: {shlex.join(self.command)}"
         )
+
+
+def _free_port(host: str) -> socket.socket:
+    """A socket bound to a free port, which does not listen. While it is open the system gives the port to nobody who
+    asks for any free one, but llama-server, whose sockets may share an address (SO_REUSEADDR), can listen there.
+    """
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((host, 0))
+    return held
