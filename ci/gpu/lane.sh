@@ -6,7 +6,8 @@
 #                  [--skip-tests] [--cost "words for bench-dflash cost"] [words for build-fork ...]
 #
 # Without --pack both builds are made here (a compiler cache makes the second one short). With --pack they come from
-# ci/gpu/pack.sh. PYTHON names the interpreter; it needs numpy and gguf, and for the tiny pairs torch and transformers.
+# ci/gpu/pack.sh, and so do the GGUF files of the tiny pairs. PYTHON names the interpreter; it needs numpy and gguf, and
+# without --pack, to convert the tiny pairs, torch and transformers.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-$( [[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
@@ -41,14 +42,13 @@ programs() {
 
 correct() {
     step operators
-    ci/gpu/operators.sh "$fork" || echo "FAIL: operators"
+    ci/gpu/operators.sh "$fork" 10 || echo "FAIL: operators"
     step 'tiny pairs'
-    if [[ -d .fork/pinned.git || -n ${DFLASH_SOURCE:-} ]]; then
-        # the texts are compared in float32, which cuBLAS would otherwise round to TF32
-        NVIDIA_TF32_OVERRIDE=0 "$python" -m dflash_tools.demo --bin-dir "$fork" --work .bench/tiny || echo "FAIL: tiny pairs"
-    else
-        echo "not run: llama.cpp's converter, which makes their targets, is not here (set DFLASH_SOURCE)"
-    fi
+    local made=()
+    [[ -z $pack ]] || { "$python" ci/gpu/tiny.py restore .bench/bin/tiny .bench/tiny && made=(--only serve); }
+    # the texts are compared in float32, which cuBLAS would otherwise round to TF32
+    NVIDIA_TF32_OVERRIDE=0 "$python" -m dflash_tools.demo --bin-dir "$fork" --work .bench/tiny "${made[@]}" \
+        || echo "FAIL: tiny pairs"
 }
 
 costs() {
@@ -57,9 +57,11 @@ costs() {
     for item in $shapes; do
         shape=${item%%:*}
         step "cost of $shape"
-        share=$("$python" -c "print(max(0.5, ($end - $SECONDS - 10) / 60 * $(weight "$item") / $left))")
+        share=$("$python" -c "print(max(0.5, ($end - $SECONDS - 8) / 60 * $(weight "$item") / $left))")
+        # what was measured is written when a case takes longer than anyone expected
         # shellcheck disable=SC2086  # words
-        "$python" -m dflash_tools.bench.cli cost --shape "$shape" --bin "$fork" --baseline "$upstream" \
+        timeout --signal=TERM --kill-after=10 "$("$python" -c "print(int($share * 60) + 20)")" \
+            "$python" -m dflash_tools.bench.cli cost --shape "$shape" --bin "$fork" --baseline "$upstream" \
             --minutes "$share" --models .bench/models --logs ".bench/logs/$shape" --out "$out/cost-$shape" $cost \
             || echo "FAIL: cost of $shape"
         left=$((left - $(weight "$item")))

@@ -51,12 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bin-dir", type=Path, help="folder of llama-server; default: the last build of build-fork")
     # In so small a model two threads mostly wait for each other.
     parser.add_argument("--threads", type=int, default=1, help="default 1")
+    parser.add_argument(
+        "--only", choices=("convert", "serve"),
+        help="convert: write the GGUF files and stop; serve: take those that --work has, written elsewhere",
+    )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
-    bin_dir = args.bin_dir or fork_bin_dir()
+    bin_dir = args.bin_dir or (Path() if args.only == "convert" else fork_bin_dir())
     args.work.mkdir(parents=True, exist_ok=True)
     requests = _requests()
     targets: dict[str, Path] = {}
@@ -65,11 +69,15 @@ def _run(args: argparse.Namespace) -> int:
         shown = pair is ATTENTION
         print(f"\n== {pair.name} " + "=" * (70 - len(pair.name)))
         if pair.family not in targets:
-            targets[pair.family] = _convert_target(pair, args.work)
-        drafter = _convert_drafter(pair, args.work)
+            targets[pair.family] = _convert_target(pair, args.work, args.only == "serve")
+        drafter = _convert_drafter(pair, args.work, args.only == "serve")
+        if args.only == "convert":
+            continue
         answers = _answers(pair, targets[pair.family], drafter, bin_dir, args, requests, shown)
         different += sum(not answer.equal for answer in answers)
         rows.append(summary_row(pair.name, answers))
+    if args.only == "convert":
+        return 0
     print("\n== Summary " + "=" * 67)
     print(table(["pair", *SUMMARY_HEADER[1:]], rows))
     print(
@@ -95,16 +103,26 @@ def _requests() -> list[dict[str, Any]]:
     return found
 
 
-def _convert_target(pair: TinyPair, work: Path) -> Path:
+def _convert_target(pair: TinyPair, work: Path, made: bool) -> Path:
     target = work / f"{pair.family}-{OUTTYPE}.gguf"
+    if made:
+        return _made(target)
     print(f"{_short(pair.target)} -> {_short(target)} (llama.cpp's own converter)", flush=True)
     return convert_tiny_target(pair, target, OUTTYPE)
 
 
-def _convert_drafter(pair: TinyPair, work: Path) -> Path:
+def _made(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: is not there; `{PROG} --only convert --work {path.parent}` writes it")
+    return path
+
+
+def _convert_drafter(pair: TinyPair, work: Path, made: bool) -> Path:
     from dflash_convert.cli import main as convert_dflash
 
     drafter = work / f"{pair.family}-{pair.engine}-{OUTTYPE}.gguf"
+    if made:
+        return _made(drafter)
     words = [_short(pair.drafter), "--target-model-dir", _short(pair.target), "--outtype", OUTTYPE]
     print(f"$ convert-dflash {shlex.join([*words, '--outfile', _short(drafter)])}", flush=True)
     words = [str(pair.drafter), "--target-model-dir", str(pair.target), "--outtype", OUTTYPE]
