@@ -10,11 +10,13 @@ import pytest
 from bench_records import toy_cost
 from dflash_tools.bench import cost
 from dflash_tools.bench.cases import FULL, LENGTHS, Case, Choices, Probe, mean_tokens, plan, quick
+from dflash_tools.bench.cli import main
 from dflash_tools.bench.cost import Study, add_cost_arguments, run_cost
 from dflash_tools.bench.cost_table import FLOOR
-from dflash_tools.bench.record import Record, read, write
+from dflash_tools.bench.record import PHASES, Record, read, write
 from dflash_tools.bench.report import terminal
-from dflash_tools.bench.serving import Build, _add_request
+from dflash_tools.bench.serving import Build, _add_request, add_shared
+from dflash_tools.bench.stats import median
 from dflash_tools.client import Completion, Counted, SpecTimings, Timings
 from dflash_tools.errors import UserError
 
@@ -27,9 +29,12 @@ CHOICES = Choices(depth=15)
 def test_the_plan_begins_with_what_matters_most():
     names = [case.name for case in plan(CHOICES)]
     assert names[:8] == [
-        "plain", "steps", "acceptance 1", "acceptance 7", "acceptance full", "acceptance 4", "acceptance 11",
+        "plain", "acceptance 7", "steps", "acceptance 1", "acceptance full", "acceptance 4", "acceptance 11",
         "acceptance 2",
     ]  # fmt: skip
+    prompts = [{probe.prompt for probe in case.probes} for case in plan(CHOICES)[:2]]
+    assert prompts == [{32, 2048, 8192}] * 2, "prefill with and without drafter comes first"
+    assert [case.visits for case in plan(CHOICES)[:3]] == [2, 2, 1]
     assert len(names) == len(set(names)), "no case is measured twice"
 
 
@@ -45,6 +50,23 @@ def test_every_dimension_is_in_the_plan():
         if case.acceptance is not None:
             plain = dataclasses.replace(case, acceptance=None)
             assert any(dataclasses.replace(c, probes=case.probes) == plain for c in cases), f"nothing to compare {case}"
+
+
+def test_what_takes_minutes_comes_last():
+    cases = plan(dataclasses.replace(CHOICES, contexts=(8192, 131072)))
+    deep = [i for i, case in enumerate(cases) if any(probe.prompt > 100_000 for probe in case.probes)]
+    others = [i for i, case in enumerate(cases) if i not in deep and not case.context]
+    assert len(deep) == 2 and min(deep) > max(others)
+
+
+def test_without_prompts_and_rows_there_is_still_a_plan():
+    cases = plan(dataclasses.replace(CHOICES, prefill=(), rows=(), contexts=()))
+    assert not any(case.rows for case in cases) and all(case.probes for case in cases)
+
+
+def test_a_plan_sampled_on_the_host_has_nothing_else():
+    cases = plan(dataclasses.replace(CHOICES, samplers=("host",)))
+    assert {case.sampler for case in cases} == {"host"} and len({c.name for c in cases}) == len(cases)
 
 
 def test_a_quick_plan_is_a_part_of_the_whole():
@@ -102,11 +124,31 @@ def test_builds_alternate_within_each_case_and_change_places_each_turn(monkeypat
     assert not study.notes()
 
 
+def test_the_first_cases_are_visited_more_often_another_build_first_each_time(monkeypatch):
+    study = Told(monkeypatch)
+    study.run([Case(visits=3), Case("1")], 1, None)
+    assert [build for build, name in study.told if name == "plain"] == [
+        "fork", "upstream", "upstream", "fork", "fork", "upstream",
+    ]  # fmt: skip
+    assert len(study.told) == 8
+
+
+def test_a_longer_prompt_is_expected_to_take_longer(monkeypatch):
+    study = Told(monkeypatch)
+    study.seconds[Case("7", (Probe(8000, 1, 1),))] = 2 * (5.0 + 8.0)  # two builds, 5 s to start, 1000 tokens a second
+    study.record.add("prefill_rate", "fork", "tok/s", [1000.0], drafter="dflash", tokens=8000)
+    study.record.add("round_ms", "fork", "ms", [100.0], drafter="dflash", acceptance="7")
+    decode = Case("7", (Probe(32, 70, 1),), slots=2)
+    assert study._expected(decode) == pytest.approx(1.1 * 2 * (5.0 + 0.032 + 1.0), rel=0.01)
+    longer = Case("7", (Probe(32000, 1, 1),))
+    assert study._expected(longer) == pytest.approx(1.1 * 2 * (5.0 + 32 * 4**0.35 + 0.014), rel=0.01)
+
+
 def test_what_no_time_is_left_for_is_not_begun_and_is_said(monkeypatch):
     study = Told(monkeypatch)
-    study.run([*CASES, Case(FULL)], 3, 1000.0 + 6.5)
+    study.run([*CASES, Case(FULL)], 3, 1000.0 + 6.9)
     assert [name for _, name in study.told] == [name for case in CASES for name in [case.name] * 2]
-    assert study.now <= 1006.5
+    assert study.now <= 1006.9
     assert study.notes() == ["no time was left for: acceptance full"]
 
 
@@ -140,7 +182,42 @@ def test_a_build_that_fails_is_said_and_not_asked_again(monkeypatch):
     study.run([Case(), Case("4"), Case("7")], 2, None)
     assert study.told.count(("upstream", "acceptance 4")) == 1
     assert study.told.count(("fork", "acceptance 4")) == 2 and study.told.count(("upstream", "acceptance 7")) == 2
-    assert study.notes() == ["upstream, acceptance 4: not measured: it died"]
+    assert study.notes() == ["failed: upstream, acceptance 4: not measured: it died"]
+
+
+def test_a_build_that_can_do_nothing_is_given_up(monkeypatch):
+    class Dead(Told):
+        def _run(self, build, case, *rest):
+            self.told.append((build.name, case.name))
+            if build.name == "upstream":
+                raise UserError("it does not start")
+            self.record.add("decode_rate", build.name, "tok/s", [1.0])
+
+    study = Dead(monkeypatch)
+    study.run([Case(length) for length in ("1", "2", "4", "7", FULL)], 1, None)
+    assert [build for build, _ in study.told].count("upstream") == 3 and len(study.told) == 8
+    assert study.notes()[-1] == "failed: upstream: nothing else was asked of it"
+
+
+DYING = """#!/bin/sh
+case "$*" in
+    *--help*) echo; echo '--spec-type none,draft-dflash';;
+    *--version*) echo 'version: 1 (dying)';;
+    *) echo 'no kernel image is available' >&2; exit 3;;
+esac
+"""
+
+
+def test_a_baseline_that_does_not_start_is_said_and_what_was_measured_kept(bin_dir, tmp_path, capsys):
+    for name in ("llama-server", "llama-bench"):
+        (tmp_path / name).write_text(DYING)
+        (tmp_path / name).chmod(0o755)
+    words = ["cost", "--shape", "tiny-hybrid", "--bin", bin_dir, "--baseline", tmp_path, "--models", tmp_path / "m"]
+    words += ["--turns", "1", "--rounds", "2", "--samples", "1", "--threads", "1", "--out", tmp_path / "out", "--quick"]
+    assert main([*map(str, words), "--lengths", "4", "--rows", "1", "--prefill", "128"]) == 1
+    assert "failed: upstream, plain: not measured: llama-server ended with status 3" in capsys.readouterr().err
+    kept = read(tmp_path / "out.json")
+    assert {s.build for s in kept.select("round_ms")} == {"fork", FLOOR}
 
 
 # what an answer adds
@@ -179,6 +256,33 @@ def test_phases_that_a_build_does_not_report_are_unknown_and_not_zero():
     assert "phases of a round of upstream are unknown" in terminal(record)
 
 
+def slot_answer(tokens: int, accepted: int, ms: float) -> Completion:
+    return Completion("", (), "limit", False, Timings(predicted_n=tokens, predicted_ms=ms, draft_n_accepted=accepted))
+
+
+def test_a_round_of_several_slots_is_that_of_one_and_its_phases_are_those_of_the_loop():
+    record, case = Record("cost"), Case("7", (Probe(32, 71, 1),), slots=2)
+    grown = {"spec_rounds_total": 10.0, "spec_decode_num_drafts_total": 20.0, "spec_round_seconds_total": 0.3}
+    grown |= {f"spec_{phase}_seconds_total": 0.01 * i for i, phase in enumerate(PHASES)}
+    answers = [slot_answer(71, 60, 300.0), slot_answer(71, 60, 310.0)]  # 10 steps each
+    add_shared(record, Build("fork", None, ()), case, case.probes[0], answers, grown)
+    found = {(s.name, s.labels.get("phase")): s.values for s in record.series}
+    assert found == {
+        ("round_ms", None): (30.5,),
+        ("tokens_per_round", None): (7.0,),
+        ("drafts_per_round", None): (2.0,),
+        **{("phase_ms", phase): (pytest.approx(1.0 * i),) for i, phase in enumerate(PHASES)},
+    }
+    assert all(s.labels["slots"] == "2" for s in record.series)
+    assert "2 slots: a round is that of one slot" in terminal(record)
+
+
+def test_a_server_that_counts_no_rounds_still_has_the_round_of_several_slots():
+    record, case = Record("cost"), Case("7", (Probe(32, 71, 1),), slots=2)
+    add_shared(record, Build("upstream", None, ()), case, case.probes[0], [slot_answer(71, 60, 300.0)] * 2, {"x": 1.0})
+    assert {s.name: s.values for s in record.series} == {"round_ms": (30.0,), "tokens_per_round": (7.0,)}
+
+
 def test_an_answer_that_ended_early_is_said():
     record, case = Record("cost"), Case("7", (Probe(32, 100, 1),))
     _add_request(record, Build("fork", None, ()), case, case.probes[0], answer(None))
@@ -197,6 +301,13 @@ def test_medians_ratios_and_shares_are_in_the_table():
     assert ["at", "fork", "upstream", "fork", "/", "upstream", "floor", "floor", "/", "fork"] in rows, (
         "a ratio says which way"
     )
+
+
+def test_a_share_of_a_rate_is_how_near_it_is_to_its_limit():
+    record = Record("cost")
+    for build, value in (("fork", 100.0), (FLOOR, 400.0)):
+        record.add("decode_rate", build, "tok/s", [value], drafter="none", slots=1)
+    assert ["plain", "100.0", "400.0", "25%"] in [line.split() for line in terminal(record).splitlines()]
 
 
 def test_a_floor_without_a_measurement_is_no_table():
@@ -225,7 +336,7 @@ def arguments(*words: str) -> argparse.Namespace:
 def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path):
     words = ["--shape", "tiny-hybrid", "--bin", bin_dir, "--baseline", bin_dir, "--models", tmp_path / "models"]
     words += ["--quick", "--turns", "1", "--rounds", "4", "--samples", "1", "--lengths", "1,4", "--rows", "1,8"]
-    words += ["--prefill", "256", "--threads", "1", "--logs", tmp_path / "logs"]
+    words += ["--prefill", "256", "--threads", "1", "--logs", tmp_path / "logs", "--slots", "1,2"]
     record = run_cost(arguments(*map(str, words)))
     for build in ("fork", "upstream"):
         assert {s.labels["rows"] for s in record.select("step_ms", build)} == {"1", "8"}
@@ -239,6 +350,12 @@ def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path):
     drawn = [next(record.select("tokens_per_round", b, acceptance="4")).values for b in ("fork", "upstream")]
     assert drawn[0] == drawn[1], "both builds see the same acceptance"
     assert list(record.select("copy_rate", "fork")) and list(record.select("step_ms", FLOOR, rows=8))
+    for build in ("fork", "upstream"):  # here the baseline is the fork too, so both tell their phases
+        assert {s.labels["phase"] for s in record.select("phase_ms", build, slots=2)} == set(PHASES)
+        assert median(next(record.select("tokens_per_round", build, slots=2)).values) == pytest.approx(1.0)
+        assert {s.labels["slots"] for s in record.select("decode_rate", build, drafter="none")} == {"1", "2"}
+    for series in [s for s in record.series if s.build == "fork" and s.name in ("decode_rate", "prefill_rate")]:
+        assert list(record.select(series.name, FLOOR, **series.labels)), "every rate has its limit"
     assert all(value > 0 for s in record.series if s.name.endswith(("_ms", "_rate")) for value in s.values)
     assert record.conditions["shape"] == "tiny-hybrid" and record.conditions["drafter"]["depth"] == 7
     assert "Round, ms" in terminal(record)

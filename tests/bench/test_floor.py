@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from dflash_tools.bench.floor import Load, floor_ms, round_bytes, target_bytes
+from dflash_tools.bench.floor import Load, floor_ms, prefill_bytes, round_bytes, target_bytes
 from dflash_tools.bench.shapes import SHAPES
 from dflash_tools.bench.synth import drafter_model, target_model
 from dflash_tools.errors import UserError
@@ -63,6 +63,16 @@ def test_a_round_adds_the_drafter_and_the_head_once_more():
     windowed = SHAPES["qwen3.6-27b"]
     deep = round_bytes(windowed, target, drafter, Load(16, 8192)) - target_bytes(windowed, target, Load(16, 8192))
     assert deep - extra == (4 * 2048 + 8192) * 2 * 8 * 128 * 2
+
+
+def test_a_prompt_reads_the_weights_once_per_micro_batch_and_the_head_once():
+    target = target_model(DENSE, "q4_k_m")
+    head = target.bytes_of("output.weight")
+    whole = prefill_bytes(DENSE, target, None, Load(context=1024), 512)
+    assert whole == 2 * of(DENSE) - head + 512 * 36 * 2 * 8 * 128 * 2, "the second reads the cells of the first"
+    drafter = drafter_model(DENSE, "q8_0")
+    inject = prefill_bytes(DENSE, target, drafter, Load(context=1024), 512) - whole
+    assert inject == 2 * (5 * 4096 * 4096 + 5 * 2 * 4096 * 1024) * 34 / 32, "fc, and keys and values of five layers"
 
 
 def test_bytes_over_bandwidth():

@@ -123,6 +123,24 @@ def test_a_speed_up_on_the_page_says_whether_texts_are_equal():
     assert "drafted: 2 of 3 texts equal" in caption
 
 
+def test_curves_that_coincide_are_all_seen():
+    points = [Point(side, x, 5.0) for side in ("fork", "upstream", "floor") for x in (1.0, 2.0)]
+    html = draw(Plot("p", "P", "lines", "", "", tuple(points)))
+    for pattern in (r"stroke-width: ([\d.]+)", r' r="([\d.]+)"'):
+        sizes = [float(size) for size in dict.fromkeys(re.findall(pattern, html))]
+        assert sizes == sorted(sizes, reverse=True) and len(sizes) == 3, "what is drawn later leaves a rim of the rest"
+
+
+def test_a_side_of_a_run_without_phases_is_one_bar():
+    record = toy_run()
+    record.conditions["baselines"]["upstream"] = "plain"
+    add_prompt(record, "upstream", "a", [101], [500.0], steps=[25], accepted_at=[50, 25])
+    (plot,) = [p for p in plots(record) if p.id == "round-by-phase-0"]
+    assert [(p.series, p.y) for p in plot.points if p.x == "upstream"] == [("not split", 20.0)]
+    assert {p.series for p in plot.points if p.x == "drafted"} == set(PHASES)
+    assert not [p for p in plot.points if p.x == "plain"], "steps of plain decoding are no rounds"
+
+
 def test_an_interval_that_holds_the_reference_reaches_over_it():
     points = (Point("a", 1.0, 0.3, low=0.1, high=2.5),)
     html = draw(Plot("p", "P", "scatter", "", "", points, reference=1.0))
@@ -176,7 +194,7 @@ def test_the_page_is_one_file_that_asks_for_nothing():
 
 def test_what_was_not_measured_has_no_plot():
     record = toy_run()
-    record.series = [s for s in record.series if s.name not in ("phase_ms", "accepted_at")]
+    record.series = [s for s in record.series if s.name not in ("phase_ms", "rounds", "accepted_at")]
     assert [plot.id for plot in plots(record)] == ["rate-by-suite-0", "speedup-by-al-0"]
     assert page(Record("run"))
     assert page(Record("cost"))

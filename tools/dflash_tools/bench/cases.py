@@ -1,13 +1,13 @@
 """What `bench-dflash cost` measures: a list of cases, the ones that matter most first.
 
-A case is one way to start the programs; each is run for every build in turn. When time is short, the list is cut from
-its end.
+A case is one way to start the programs; each is run for every build in turn. What does not fit into the time is left
+out, the last of the list first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dflash_tools.bench.record import PLAIN
 
@@ -18,7 +18,10 @@ QUICK_ROWS = (1, 2, 4, 8, 9, 16, 17, 32, 64)
 _MIDDLE = "7"
 _QUICK_LENGTHS = ("1", "7", FULL)
 _SHORT = 32  # tokens of prompt that count as no context
+_LONG = 4096  # tokens of prompt that take seconds: asked once where shorter ones are asked twice
 _CELLS = 256  # the cache grows by so many
+_KV_CONTEXT = 8192  # where types of the KV cache are compared
+_DEEP = 65536  # contexts beyond it take minutes
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Choices:
     kv: tuple[str, ...] = ("f16", "q8_0")
     slots: tuple[int, ...] = (1, 2, 4)
     samplers: tuple[str, ...] = ("device", "host")
+    visits: int = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run the programs. `acceptance` is None without drafter; `rows` are steps of the target alone."""
+    """One way to run the programs. `acceptance` is None without drafter; `rows` are steps of the target alone.
+
+    In the first turn the builds take turns `visits` times, another one first each time.
+    """
 
     acceptance: str | None = None
     probes: tuple[Probe, ...] = ()
@@ -57,6 +64,7 @@ class Case:
     kv: str = "f16"
     slots: int = 1
     sampler: str = "device"
+    visits: int = field(default=1, compare=False)
 
     @property
     def drafter(self) -> str:
@@ -84,33 +92,51 @@ class Case:
 
 
 def plan(choices: Choices) -> list[Case]:
-    """All cases for the choices, by priority: the base, its extremes, then everything it may depend on."""
+    """All cases for the choices, by priority: plain steps and the middle acceptance with their prefill, steps by rows,
+    the other acceptances, then everything they may depend on.
+    """
     lengths = [length for length in LENGTHS if length in choices.lengths]
     lengths += [length for length in choices.lengths if length not in LENGTHS]
     middle = _MIDDLE if _MIDDLE in lengths else lengths[0] if lengths else None
-    first, more = _prefill(choices, choices.prefill[:2]), _prefill(choices, choices.prefill[2:])
-    cases = [
-        Case(None, (_decode(choices, None), *first)),
-        Case(rows=choices.rows),
-        *(Case(length, (_decode(choices, length), *(first if length == middle else ()))) for length in lengths),
-    ]
     pairs = [None, *([middle] if middle else [])]
-    if "host" in choices.samplers:
-        cases += [Case(length, (_decode(choices, length),), sampler="host") for length in pairs]
-    for context in choices.contexts:
-        cases += [Case(length, (_decode(choices, length, context),)) for length in pairs]
-        cases.append(Case(rows=(1, choices.depth + 1), context=context))
-    cases += [Case(length, (probe,)) for probe in more for length in pairs if probe.prompt not in choices.contexts]
-    for kv in choices.kv:
-        if kv != "f16":
-            probes = {length: (_decode(choices, length), _decode(choices, length, 8192)) for length in pairs}
-            cases += [Case(length, probes[length], kv=kv) for length in pairs]
-    for slots in choices.slots:
-        if slots > 1:
-            cases += [Case(length, (_decode(choices, length),), slots=slots) for length in pairs]
-    if "device" not in choices.samplers:
-        cases = [replace(case, sampler="host") for case in cases if case.sampler == "device"]
-    return cases
+    first, more = _prefill(choices, choices.prefill[:2]), _prefill(choices, choices.prefill[2:])
+    near, far = [c for c in choices.contexts if c <= _DEEP], [c for c in choices.contexts if c > _DEEP]
+    base = replace(choices, samples=-(-choices.samples // choices.visits))
+    cases = [
+        *(Case(length, (_decode(base, length), *first), visits=choices.visits) for length in pairs),
+        *([Case(rows=choices.rows)] if choices.rows else []),
+        *(Case(length, (_decode(choices, length),)) for length in lengths if length != middle),
+        *_at_contexts(choices, pairs, near[:1]),
+        *(_on_the_host(choices, pairs) if len(choices.samplers) > 1 else []),
+        *_in_slots(choices, pairs),
+        *_in_cells(choices, pairs),
+        *_at_contexts(choices, pairs, near[1:]),
+        *(Case(length, (p,)) for p in more for length in pairs if p.prompt not in choices.contexts),
+        *_at_contexts(choices, pairs, far),
+        *(Case(rows=(1, choices.depth + 1), context=context) for context in choices.contexts if choices.rows),
+    ]
+    return cases if "device" in choices.samplers else [replace(case, sampler="host") for case in cases]
+
+
+def _at_contexts(choices: Choices, pairs: Sequence[str | None], contexts: Sequence[int]) -> list[Case]:
+    return [Case(length, (_decode(choices, length, context),)) for context in contexts for length in pairs]
+
+
+def _on_the_host(choices: Choices, pairs: Sequence[str | None]) -> list[Case]:
+    return [Case(length, (_decode(choices, length),), sampler="host") for length in pairs]
+
+
+def _in_slots(choices: Choices, pairs: Sequence[str | None]) -> list[Case]:
+    """The most slots first: they tell most."""
+    wanted = sorted((n for n in choices.slots if n > 1), reverse=True)
+    return [Case(length, (_decode(choices, length),), slots=slots) for slots in wanted for length in pairs]
+
+
+def _in_cells(choices: Choices, pairs: Sequence[str | None]) -> list[Case]:
+    return [
+        Case(length, (_decode(choices, length), _decode(choices, length, _KV_CONTEXT)), kv=kv)
+        for kv in choices.kv if kv != "f16" for length in pairs
+    ]  # fmt: skip
 
 
 def quick(choices: Choices) -> Choices:
@@ -125,6 +151,7 @@ def quick(choices: Choices) -> Choices:
         "kv": ("f16",),
         "slots": (1,),
         "samplers": ("device",),
+        "visits": 1,
     }
     usual = Choices(choices.depth)
     return replace(
@@ -147,4 +174,4 @@ def _decode(choices: Choices, length: str | None, context: int = 0) -> Probe:
 
 
 def _prefill(choices: Choices, lengths: Sequence[int]) -> list[Probe]:
-    return [Probe(tokens, 1, 1 if tokens > 8192 else min(2, choices.samples)) for tokens in lengths]
+    return [Probe(tokens, 1, 1 if tokens > _LONG else min(2, choices.samples)) for tokens in lengths]

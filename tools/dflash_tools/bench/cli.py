@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from dflash_tools.bench.cost import add_cost_arguments, run_cost
 from dflash_tools.bench.figures import write_figures
 from dflash_tools.bench.page import page
 from dflash_tools.bench.prompts import SUITES
-from dflash_tools.bench.record import Record
+from dflash_tools.bench.record import BROKEN_OFF, FAILED, Record
 from dflash_tools.bench.report import blocks, brief, markdown, terminal
 from dflash_tools.bench.run import run_study
 from dflash_tools.bench.study import INTERLEAVES, BuildSpec, DrafterSpec, ServerSpec, Study, checked, read_study
@@ -187,12 +188,15 @@ def _stem(args: argparse.Namespace) -> Path:
 
 
 def _deliver(record: Record, stem: Path) -> int:
-    """Write the record first, so that no fault of a report can lose it. 1 for a measurement that broke off."""
+    """Write the record first, so that no fault of a report can lose it. 1 for a measurement that is not whole."""
     records.write(record, _beside(stem, ".json"))
     print(terminal(record))
     _reports(record, stem)
     print(f"\n{stem}.json, .md and .html hold every sample, all conditions and the plots.")
-    return 1 if any(note.startswith("broken off: ") for note in record.notes) else 0
+    missing = [note for note in record.notes if note.startswith((BROKEN_OFF, FAILED))]
+    if missing:
+        print(f"{PROG}: not all of it could be measured:", *missing, sep="\n  ", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def _reports(record: Record, stem: Path) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dflash_tools.bench.record import Record, unlike
+from dflash_tools.bench.record import BROKEN_OFF, FAILED, Record, unlike
 from dflash_tools.bench.report import Section, interval
 from dflash_tools.bench.stats import LEVEL, Interval, median, ratio_of_medians, ratio_of_passes
 from dflash_tools.bench.summary import ALL, Samples, paired
 from dflash_tools.errors import UserError
 
-_NOTED = ("broken off: ", "left out: ", "unstable: ", "differs: ")
+_NOTED = (BROKEN_OFF, FAILED, "left out: ", "unstable: ", "differs: ")
 _AMOUNTS = ("count", "tokens", "MiB")
 
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from dflash_tools import conditions
 from dflash_tools.bench import card, machine
 from dflash_tools.bench.bandwidth import copy_rates
-from dflash_tools.bench.cases import FULL, LENGTHS, ROWS, Case, Choices, plan, quick
+from dflash_tools.bench.cases import FULL, LENGTHS, ROWS, Case, Choices, Probe, mean_tokens, plan, quick
 from dflash_tools.bench.cost_table import FLOOR
-from dflash_tools.bench.floor import Load, floor_ms, round_bytes, target_bytes
+from dflash_tools.bench.floor import Load, floor_ms, prefill_bytes, round_bytes, target_bytes
 from dflash_tools.bench.mixes import MIXES
-from dflash_tools.bench.record import Record
-from dflash_tools.bench.serving import Build, Files, run_case
+from dflash_tools.bench.record import BROKEN_OFF, FAILED, PLAIN, Record, Series
+from dflash_tools.bench.serving import MICRO_BATCH, Build, Files, run_case
 from dflash_tools.bench.shapes import SHAPES, find_shape
 from dflash_tools.bench.stats import median
 from dflash_tools.bench.steps import time_steps
@@ -38,6 +38,8 @@ from dflash_tools.fork.build import bin_dir
 FORK, BASELINE = "fork", "upstream"
 _TURNS = 3
 _STEP_REPEATS = 9
+_PATIENCE = 3  # cases that fail before a build that could do none is given up
+_SLOWER = 0.35  # power of the ratio of lengths by which a longer prompt is read more slowly; a guess on the safe side
 
 
 def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,9 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="only what shows a round and its parts")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop in time: cut cases and repeats to fit")
     parser.add_argument("--turns", type=_count, default=_TURNS, help=f"times through all cases (default {_TURNS})")
+    parser.add_argument(
+        "--visits", type=_count, default=2, help="times the first two cases are measured before all others (default 2)"
+    )
     parser.add_argument("--samples", type=_count, default=3, help="requests of a kind in one turn (default 3)")
     parser.add_argument("--rounds", type=_count, default=48, help="rounds in one request (default 48)")
     parser.add_argument(
@@ -126,6 +131,7 @@ class Study:
     bench_options: Sequence[str] = ()
     seconds: dict[Case, float] = field(default_factory=dict)
     failed: dict[tuple[Case, str], str] = field(default_factory=dict)
+    useless: set[str] = field(default_factory=set)
     left_out: list[Case] = field(default_factory=list)
     turns: int = 0
     stopped: str = ""
@@ -143,16 +149,18 @@ class Study:
         for turn in range(turns):
             ran = 0
             for case in cases:
-                if deadline and time.time() + self._expected(case) > deadline:
+                visits = case.visits if not turn else 1
+                if deadline and time.time() + visits * self._expected(case) > deadline:
                     if not turn:
                         self.left_out.append(case)
                     continue
                 if case in self.left_out:
                     continue
-                start = time.time()
-                for build in self.order(turn):
-                    self._one(build, case)
-                self.seconds[case] = time.time() - start
+                for visit in range(visits):
+                    start = time.time()
+                    for build in self.order(turn + visit):
+                        self._one(build, case)
+                    self.seconds[case] = max(self.seconds.get(case, 0.0), time.time() - start)
                 ran += 1
                 _say(f"turn {turn + 1}: {case.name}: {self.seconds[case]:.0f} s")
             self.turns += ran == len(cases) - len(self.left_out)
@@ -165,23 +173,40 @@ class Study:
 
     def notes(self) -> list[str]:
         """What was not measured, and why."""
-        notes = [f"broken off: {self.stopped}"] if self.stopped else []
-        notes += [f"{build}, {case.name}: not measured: {why}" for (case, build), why in self.failed.items()]
+        notes = [f"{BROKEN_OFF}{self.stopped}"] if self.stopped else []
+        notes += [f"{FAILED}{build}, {case.name}: not measured: {why}" for (case, build), why in self.failed.items()]
+        notes += [f"{FAILED}{build}: nothing else was asked of it" for build in sorted(self.useless)]
         if self.left_out:
             notes.append("no time was left for: " + "; ".join(case.name for case in self.left_out))
         return notes
 
     def _expected(self, case: Case) -> float:
-        """Seconds: what the case took before, or else the longest of its kind so far, a fifth more, and its prompts."""
+        """Seconds: what the case took before, or what its requests should take and the most that starting took."""
         if case in self.seconds:
             return self.seconds[case]
-        alike = [s for other, s in self.seconds.items() if bool(other.rows) == bool(case.rows)]
-        slowest = min((min(s.values) for s in self.record.select("prefill_rate")), default=0.0)
-        tokens = case.context + sum(probe.prompt * probe.samples for probe in case.probes)
-        return 1.2 * max(alike, default=0.0) + (len(self.builds) * tokens / slowest if slowest else 0.0)
+        overheads = [
+            took - self._requests(other) for other, took in self.seconds.items() if bool(other.rows) == bool(case.rows)
+        ]
+        return 1.1 * (max(overheads, default=0.0) + self._requests(case))
+
+    def _requests(self, case: Case) -> float:
+        """Seconds that the requests of all builds should take, at the slowest rates seen so far. A prompt longer than
+        any before is taken to be read more slowly.
+        """
+        prompts = list(self.record.select("prefill_rate", drafter=case.drafter))
+        rates = {int(s.labels["tokens"]): min(s.values) for s in prompts}
+        steps = [max(s.values) for s in self.record.select("round_ms", drafter=case.drafter)]
+        token_ms = max(steps, default=0.0) / mean_tokens(case.acceptance, self.depth)
+        seconds = 0.0
+        for probe in case.probes if not case.rows else [Probe(case.context, 1, 1)]:
+            if rates:
+                longer = max(1.0, probe.prompt / max(rates)) ** _SLOWER
+                seconds += probe.samples * longer * probe.prompt / min(rates.values())
+            seconds += probe.samples * probe.out * token_ms / 1000
+        return len(self.builds) * seconds
 
     def _one(self, build: Build, case: Case) -> None:
-        if (case, build.name) in self.failed:
+        if (case, build.name) in self.failed or build.name in self.useless:
             return
         try:
             if case.rows:
@@ -191,6 +216,9 @@ class Study:
         except UserError as error:
             self.failed[case, build.name] = str(error).splitlines()[0]
             _say(f"{build.name}, {case.name}: {error}")
+            if not any(s.build == build.name for s in self.record.series if s.name in ("decode_rate", "step_ms")):
+                failures = sum(name == build.name for _, name in self.failed)
+                self.useless |= {build.name} if failures >= _PATIENCE else set()
 
     def _steps(self, build: Build, case: Case) -> None:
         options = ["-d", str(case.context), "-ctk", case.kv, "-ctv", case.kv, *self.bench_options]
@@ -207,26 +235,39 @@ def _add_bandwidth(record: Record, build: Build) -> None:
 
 
 def _add_floors(record: Record, name: str, target: Model, drafter: Model, depth: int) -> None:
-    """The floor of each step and round that was measured, under the name of the build `memory floor`."""
+    """The floor of everything that was timed, under the name of the build `memory floor`: for a rate, the most that the
+    memory would allow.
+    """
     rates = next(record.select("copy_rate"), None)
     if rates is None:
         return
     shape, copy_rate = find_shape(name), median(rates.values)
-    for series in [s for s in record.series if s.name in ("step_ms", "round_ms")]:
+
+    def milliseconds(series: Series) -> float:
         labels = series.labels
-        load = Load(context=int(labels["context"]), slots=int(labels["slots"]), kv=labels["kv"])
-        if series.name == "step_ms":
-            moved = target_bytes(shape, target, _with_rows(load, int(labels["rows"])))
-        elif labels["drafter"] == "none":
-            moved = target_bytes(shape, target, load)
+        plain = labels.get("drafter", PLAIN) == PLAIN
+        load = Load(context=int(labels.get("context", 0)), slots=int(labels["slots"]), kv=labels["kv"])
+        if series.name == "prefill_rate":
+            whole = replace(load, context=int(labels["tokens"]))
+            moved = prefill_bytes(shape, target, None if plain else drafter, whole, MICRO_BATCH)
+        elif plain:
+            rows = int(labels.get("rows", load.slots))
+            moved = target_bytes(shape, target, replace(load, rows=rows))
         else:
-            moved = round_bytes(shape, target, drafter, _with_rows(load, depth + 1))
-        if not any(True for _ in record.select(series.name, FLOOR, **labels)):
-            record.add(series.name, FLOOR, "ms", [floor_ms(moved, copy_rate)], **labels)
+            moved = round_bytes(shape, target, drafter, replace(load, rows=load.slots * (depth + 1)))
+        return floor_ms(moved, copy_rate)
 
+    def tokens(series: Series) -> float:
+        if series.name == "prefill_rate":
+            return float(series.labels["tokens"])
+        drawn = next(record.select("tokens_per_round", **series.labels), None)
+        return int(series.labels["slots"]) * (median(drawn.values) if drawn else 1.0)
 
-def _with_rows(load: Load, rows: int) -> Load:
-    return Load(rows, load.context, load.slots, load.kv)
+    for series in [s for s in record.series if s.name in ("step_ms", "round_ms", "decode_rate", "prefill_rate")]:
+        if not any(True for _ in record.select(series.name, FLOOR, **series.labels)):
+            floor = milliseconds(series)
+            value = 1000 * tokens(series) / floor if series.name.endswith("_rate") else floor
+            record.add(series.name, FLOOR, series.unit, [value], **series.labels)
 
 
 def _choices(args: argparse.Namespace, depth: int) -> Choices:
@@ -237,7 +278,7 @@ def _choices(args: argparse.Namespace, depth: int) -> Choices:
         raise UserError(f"--samplers: {sorted(bad)[0]!r} is neither device nor host")
     choices = Choices(
         depth, args.rounds, args.samples, args.lengths, args.rows, args.contexts, args.prefill, args.kv, args.slots,
-        args.samplers,
+        args.samplers, args.visits,
     )  # fmt: skip
     chosen = quick(choices) if args.quick else choices
     return replace(chosen, lengths=tuple(n for n in chosen.lengths if n == FULL or float(n) <= depth))
@@ -254,6 +295,7 @@ def _conditions(
         "temperature": 0,
         "server options": args.server_option,
         "rounds": args.rounds,
+        "micro-batch": MICRO_BATCH,
         "threads": args.threads or "default",
         "builds": {build.name: conditions.build(build.bin) for build in builds},
         "machine": machine.machine(),

@@ -23,7 +23,8 @@ _USUAL = {"context": "0", "kv": "f16", "slots": "1", "sampler": "device"}
 def cost_tables(record: Record) -> list[tuple[list[str], list[list[str]]]]:
     """Header and rows of each quantity that was measured; the first cell of the header names it.
 
-    `-` is what was not measured; a share is floor over median, of the first build.
+    `-` is what was not measured. A share is that of the first build: of a time the floor over its median, of a rate
+    its median over the limit, so that both say how near it is to what the memory allows.
     """
     builds = _builds(record)
     found = []
@@ -33,17 +34,19 @@ def cost_tables(record: Record) -> list[tuple[list[str], list[list[str]]]]:
             places.setdefault(_place(series.labels), {})[series.build] = series
         if places and builds:
             floors = any(FLOOR in sides for sides in places.values())
+            rate = name.endswith("_rate")
+            share = ["limit", f"{builds[0]} / limit"] if rate else ["floor", f"floor / {builds[0]}"]
             header = [
                 title,
                 *builds,
                 *([" / ".join(builds[:2])] if len(builds) > 1 else []),
-                *(["floor", f"floor / {builds[0]}"] if floors else []),
+                *(share if floors else []),
             ]
-            found.append((header, [_row(place, sides, builds, floors) for place, sides in places.items()]))
+            found.append((header, [_row(place, sides, builds, floors, rate) for place, sides in places.items()]))
     return found
 
 
-def _row(place: str, sides: Mapping[str, Series], builds: list[str], floors: bool) -> list[str]:
+def _row(place: str, sides: Mapping[str, Series], builds: list[str], floors: bool, rate: bool) -> list[str]:
     values = [median(sides[b].values) if b in sides else None for b in builds]
     cells = [_number(value) for value in values]
     if len(builds) > 1:
@@ -51,7 +54,8 @@ def _row(place: str, sides: Mapping[str, Series], builds: list[str], floors: boo
         cells.append(f"{first / second:.3f}" if first is not None and second else "-")
     if floors:
         floor = median(sides[FLOOR].values) if FLOOR in sides else None
-        cells += [_number(floor), f"{floor / values[0]:.0%}" if floor and values[0] else "-"]
+        share = (values[0] / floor if rate else floor / values[0]) if floor and values[0] else None
+        cells += [_number(floor), "-" if share is None else f"{share:.0%}"]
     return [place, *cells]
 
 
@@ -84,7 +88,14 @@ def remarks(record: Record) -> list[str]:
     rates = next(record.select("copy_rate"), None)
     lines = []
     if rates:
-        lines.append(f"A copy moves {median(rates.values):.0f} GB/s, read and written together.")
+        moved = f"{median(rates.values):.0f} GB/s"
+        lines.append(f"A copy moves {moved}, read and written together: floors and limits are at that rate.")
+    for series in record.select("drafts_per_round"):
+        slots, mean = series.labels.get("slots"), median(series.values)
+        lines.append(
+            f"{slots} slots: a round is that of one slot; its phases are those of an iteration of {series.build}'s "
+            f"loop, which verified {mean:.2f} drafts on average and did each phase once for all."
+        )
     drafted = {s.build for s in record.select("round_ms") if s.labels.get("drafter") != PLAIN}
     unknown = [b for b in _builds(record) if b in drafted and not any(record.select("phase_ms", b))]
     if unknown:

@@ -1,18 +1,22 @@
 """The memory floor: the bytes a step must move, and the time that takes at the bandwidth a copy reaches.
 
 No step runs faster than its weights, its KV cells and its recurrent states can be read (and the states written back).
-Activations and the rows of the embedding are left out: they are small and may stay in caches.
+Activations and the rows of the embedding are left out: they are small and may stay in caches. A prompt is bound by
+arithmetic long before it is bound by memory; its floor is there to compare like with like.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from dflash_tools.bench.shapes import Attention, Drafter, Shape
 from dflash_tools.bench.synth import Model, nbytes
 from dflash_tools.errors import UserError
+
+_INJECT = re.compile(r"^(fc|blk\.\d+\.attn_[kv])\.weight$")
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,29 @@ def target_bytes(shape: Shape, model: Model, load: Load) -> float:
 
 def round_bytes(shape: Shape, target: Model, drafter: Model, load: Load) -> float:
     """Bytes of one round: a verify of `load.rows` rows, and a draft, which reads the target's head once more."""
-    head = target.bytes_of("output.weight") or target.bytes_of("token_embd.weight")
-    d = shape.drafter
-    draft = drafter.weights + head + load.slots * _drafter_cells(d, load)
+    draft = drafter.weights + _head_bytes(target) + load.slots * _drafter_cells(shape.drafter, load)
     return target_bytes(shape, target, load) + draft
+
+
+def prefill_bytes(shape: Shape, target: Model, drafter: Model | None, load: Load, micro_batch: int) -> float:
+    """Bytes of a prompt of `load.context` tokens, read in micro-batches: each is a step of the target, over the cells
+    of all before it; only the last goes through the head. A drafter takes the target's features in as well: through
+    `fc` and the keys and values of its layers.
+    """
+    starts = range(0, load.context, micro_batch)
+    steps = [replace(load, rows=min(micro_batch, load.context - done), context=done) for done in starts]
+    inject = 0.0 if drafter is None else sum(nbytes(t, kind) for t, kind in drafter.tensors if _INJECT.search(t.name))
+    heads = (len(steps) - 1) * _head_bytes(target)
+    return sum(target_bytes(shape, target, step) + inject for step in steps) - heads
 
 
 def floor_ms(moved: float, copy_rate: float) -> float:
     """Milliseconds for so many bytes at so many GB/s (1e9 bytes, read and written ones both counted)."""
     return moved / copy_rate / 1e6
+
+
+def _head_bytes(target: Model) -> float:
+    return target.bytes_of("output.weight") or target.bytes_of("token_embd.weight")
 
 
 def _target_cells(shape: Shape, load: Load) -> float:

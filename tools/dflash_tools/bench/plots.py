@@ -84,9 +84,18 @@ def _run_plots(record: Record) -> Iterable[Plot]:
         )  # fmt: skip
         yield Plot(
             f"round-by-phase-{number}", f"Time of a round by phase ({setting})", "stack", "ms per round", "",
-            tuple(Point(phase, r.build, r.phases[phase]) for r in whole if r.phases for phase in PHASES),
-            caption="Mean over all rounds. 'other' is the host's gap: the round less the named phases.",
+            tuple(_run_rounds(whole)),
+            caption="Mean over all rounds. 'other' is the host's gap: the round less the named phases. A side that "
+            f"does not tell its phases shows the whole round as '{UNSPLIT}'.",
         )  # fmt: skip
+
+
+def _run_rounds(rows: Iterable[Row]) -> Iterable[Point]:
+    for row in rows:
+        if row.phases:
+            yield from (Point(phase, row.build, row.phases[phase]) for phase in PHASES)
+        elif row.rounds_per_second:
+            yield Point(UNSPLIT, row.build, 1000 / row.rounds_per_second)
 
 
 def _equality(rows: list[Row]) -> str:
@@ -141,7 +150,7 @@ def _cost_plots(record: Record) -> Iterable[Plot]:
         "prefill-by-tokens", "Prefill", "lines", "tokens of the prompt", "tok/s",
         tuple(
             Point(_name(s, ("drafter", "shape")), float(s.labels["tokens"]), median(s.values))
-            for s in _usual(record.select("prefill_rate"), ("tokens", "drafter", "shape"))
+            for s in _usual(_measured(record, "prefill_rate"), ("tokens", "drafter", "shape"))
         ),
     )  # fmt: skip
 
@@ -161,7 +170,7 @@ def _cost_rounds(record: Record) -> Iterable[Point]:
 
 
 def _cost_speedups(record: Record) -> Iterable[Point]:
-    rates = list(record.select("decode_rate"))
+    rates = _measured(record, "decode_rate")
     plain = {_key(s, ("drafter", "acceptance")): median(s.values) for s in rates if s.labels.get("drafter") == PLAIN}
     tokens = {_key(s, ()): median(s.values) for s in record.select("tokens_per_round")}
     for series in _usual([s for s in rates if "acceptance" in s.labels], ("acceptance", *_CURVES)):
@@ -170,6 +179,11 @@ def _cost_speedups(record: Record) -> Iterable[Point]:
         if before and length:
             ratio = median(series.values) / before
             yield Point(_name(series, _CURVES), length, ratio, f"acceptance {series.labels['acceptance']}")
+
+
+def _measured(record: Record, name: str) -> list[Series]:
+    """Series of builds: a limit far above them would leave their plot no room."""
+    return [s for s in record.select(name) if s.build != FLOOR]
 
 
 def _usual(series: Iterable[Series], varying: tuple[str, ...]) -> list[Series]:

@@ -13,6 +13,8 @@ Labels in brackets may be left out; `shape`, `context`, `kv`, `slots` may be add
     step_ms        ms     rows                          one step of the target
     phase_ms       ms     phase, [acceptance]           mean per round; phase is one of PHASES
     round_ms       ms     [acceptance]                  mean per round
+    tokens_per_round  tokens  [acceptance]              of one slot, the target's own included
+    drafts_per_round  drafts  [acceptance]              verified in one iteration of a server with several slots
     decode_rate    tok/s  drafter, [acceptance]         tokens after the first over the time after the prompt;
                                                         drafter is "none" for plain decoding
     prefill_rate   tok/s  tokens, drafter
@@ -44,6 +46,9 @@ SCHEMA = "bench-dflash/1"
 KINDS = ("cost", "run")
 PHASES = ("draft", "inject", "verify", "sample", "commit", "other")
 PLAIN = "none"
+
+# How notes begin that say that a measurement is not whole; `bench-dflash` then ends with status 1.
+BROKEN_OFF, FAILED = "broken off: ", "failed: "
 
 # Conditions that two records may differ in: they name what is compared, or say when it happened.
 FREE_CONDITIONS = ("builds", "command", "started", "seconds", "repeats", "tool", "disturbances", "host")

@@ -17,7 +17,7 @@ from dflash_tools.bench.equality import compare_answers
 from dflash_tools.bench.machine import machine, model_file
 from dflash_tools.bench.progress import Progress
 from dflash_tools.bench.prompts import Prompt, Sources, digest, suite
-from dflash_tools.bench.record import PHASES, Record
+from dflash_tools.bench.record import BROKEN_OFF, PHASES, Record
 from dflash_tools.bench.sides import Side, sides_of
 from dflash_tools.bench.stats import scatter
 from dflash_tools.bench.study import Study
@@ -76,7 +76,7 @@ def run_study(study: Study, progress: Callable[[int], Progress] = Progress) -> R
     record.notes += _idle(measured)
     record.conditions["disturbances"] = [*watch.disturbances(), *_noise(record)]
     if measured.stopped:
-        record.notes.append(f"broken off: {measured.stopped}")
+        record.notes.append(f"{BROKEN_OFF}{measured.stopped}")
     record.notes += [f"left out: {what}: {why}" for what, why in measured.left_out.items()]
     record.notes += [f"disturbed: {what}" for what in record.conditions["disturbances"]]
     return record

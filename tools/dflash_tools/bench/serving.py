@@ -16,10 +16,12 @@ from dflash_tools.bench.cases import FULL, Case, Probe, mean_tokens
 from dflash_tools.bench.memory import host_mib, memory_parts
 from dflash_tools.bench.record import PHASES, Record
 from dflash_tools.bench.synth import FIRST_PLAIN
-from dflash_tools.client import Counted
+from dflash_tools.client import Completion, Counted
 from dflash_tools.errors import UserError
 from dflash_tools.server import LlamaServer
 
+# The server's own defaults, said because floors depend on them.
+BATCH, MICRO_BATCH = 2048, 512
 _WARM_UP = Probe(64, 24, 1)
 _START_SECONDS = 300.0
 _ANSWER_SECONDS = 900.0
@@ -89,6 +91,7 @@ def _arguments(build: Build, case: Case, depth: int) -> list[str]:
     """Both builds get the same, so that what differs is the build and not its defaults."""
     return [
         *("-c", str(case.slots * case.cells(depth)), "-np", str(case.slots), "--no-kv-unified"),
+        *("-b", str(BATCH), "-ub", str(MICRO_BATCH)),
         *("-ngl", "99", "-fa", "on", "--fit", "off", "-ctk", case.kv, "-ctv", case.kv),
         *(("-ctkd", case.kv, "-ctvd", case.kv) if case.acceptance else ()),
         *(("--backend-sampling",) if case.sampler == "device" else build.host_sampling),
@@ -140,22 +143,52 @@ def _add_request(record: Record, build: Build, case: Case, probe: Probe, run: Co
 def _add_together(
     record: Record, build: Build, case: Case, probe: Probe, server: LlamaServer, vocab: int, sample: int
 ) -> None:
-    """Requests in all slots at once: tokens of all of them over the time from the first start to the last end."""
-    gate = threading.Barrier(case.slots)
+    """Requests in all slots at once. All draw the same acceptance, so they verify together until they end together.
 
-    def one(slot: int) -> tuple[int, float, float]:
+    tok/s are tokens of all slots over the time from the first start to the last end. A round is that of one slot, from
+    one of its steps to its next, in which every other slot makes one too: mean over all steps of all slots. Its phases
+    are those of an iteration of the server's loop, each counted once for all slots, where the server tells them.
+    """
+    gate = threading.Barrier(case.slots)
+    before = server.metrics()
+
+    def one(slot: int) -> tuple[Completion, float, float]:
         draw = random.Random(sample * 100 + slot)
         prompt = [draw.randrange(FIRST_PLAIN, vocab) for _ in range(probe.prompt)]
         gate.wait()
         start = time.perf_counter()
-        answer = server.completion(prompt, n_predict=probe.out, seed=sample * 100 + slot + 1, **_GREEDY)
-        return answer.timings.predicted_n - 1, start + answer.timings.prompt_ms / 1000, time.perf_counter()
+        answer = server.completion(prompt, n_predict=probe.out, seed=sample + 1, **_GREEDY)
+        return answer, start + answer.timings.prompt_ms / 1000, time.perf_counter()
 
     with ThreadPoolExecutor(case.slots) as pool:
         done = list(pool.map(one, range(case.slots)))
+    grown = {name: value - before.get(name, 0.0) for name, value in server.metrics().items()}
+    add_shared(record, build, case, probe, [answer for answer, _, _ in done], grown)
     seconds = max(end for _, _, end in done) - min(start for _, start, _ in done)
-    rate = sum(tokens for tokens, _, _ in done) / seconds
-    record.add("decode_rate", build.name, "tok/s", [rate], **_labels(case, probe))
+    tokens = sum(max(0, answer.timings.predicted_n - 1) for answer, _, _ in done)
+    record.add("decode_rate", build.name, "tok/s", [tokens / seconds], **_labels(case, probe))
+
+
+def add_shared(
+    record: Record, build: Build, case: Case, probe: Probe, answers: Sequence[Completion], grown: Mapping[str, float]
+) -> None:
+    """The round of several slots from their answers, and its phases from what the server's counters grew by."""
+    labels = _labels(case, probe)
+    # No stop word cuts an answer here, so every step gave its accepted drafts and one token more.
+    runs = [Counted(answer, 0) for answer in answers]
+    steps = sum(run.steps for run in runs)
+    if not steps:
+        return
+    ms = sum(answer.timings.predicted_ms for answer in answers)
+    record.add("round_ms", build.name, "ms", [ms / steps], **labels)
+    if case.acceptance:
+        record.add("tokens_per_round", build.name, "tokens", [sum(run.tokens for run in runs) / steps], **labels)
+    if rounds := grown.get("spec_rounds_total"):
+        for phase in PHASES:
+            mean = 1000 * grown[f"spec_{phase}_seconds_total"] / rounds
+            record.add("phase_ms", build.name, "ms", [mean], phase=phase, **labels)
+        drafts = grown["spec_decode_num_drafts_total"] / rounds
+        record.add("drafts_per_round", build.name, "drafts", [drafts], **labels)
 
 
 def _add_memory(

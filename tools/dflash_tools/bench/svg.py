@@ -19,6 +19,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 44
 _BAR = 26
 _LABEL = 170
 _CHARACTERS = 24
+# A line is wider than the next one drawn over it, so that curves that coincide are all seen.
+_STROKE, _RADIUS, _WIDER, _WIDEST = 2.0, 3.5, 1.8, 7.0
 
 
 def draw(plot: Plot) -> str:
@@ -103,20 +105,23 @@ def _curves(plot: Plot) -> str:
     if plot.reference is not None:
         y = place_y(plot.reference)
         parts.append(f'<line class="reference" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.2f}" y2="{y:.2f}"/>')
-    for series in plot.series():
+    names = plot.series()
+    for above, series in zip(reversed(range(len(names))), names, strict=True):
         points = [p for p in plot.points if p.series == series]
+        wider = above * min(_WIDER, _WIDEST / len(names)) if plot.kind == "lines" else 0.0
         if plot.kind == "lines":
             points.sort(key=lambda p: float(p.x))
             line = " ".join(f"{place_x(float(p.x)):.2f},{place_y(p.y):.2f}" for p in points)
             name, colour = escape(series), plot.colour(series) % COLOURS
-            parts.append(f'<polyline class="line c{colour}" data-series="{name}" points="{line}"/>')
+            style = f'style="stroke-width: {_STROKE + wider:.2f}"'
+            parts.append(f'<polyline class="line c{colour}" data-series="{name}" {style} points="{line}"/>')
         for point in points:
             if point.low is not None and point.high is not None:
                 x, top, foot = place_x(float(point.x)), place_y(min(point.high, up[-1])), place_y(max(point.low, 0.0))
                 where = f'x1="{x:.2f}" x2="{x:.2f}" y1="{top:.2f}" y2="{foot:.2f}"'
                 name, colour = escape(series), plot.colour(series) % COLOURS
                 parts.append(f'<line class="whisker c{colour}" data-series="{name}" {where}/>')
-            shape = f'cx="{place_x(float(point.x)):.2f}" cy="{place_y(point.y):.2f}" r="4"'
+            shape = f'cx="{place_x(float(point.x)):.2f}" cy="{place_y(point.y):.2f}" r="{_RADIUS + wider:.2f}"'
             parts.append(_mark("circle", plot, point, shape))
     return _svg(plot, _HEIGHT, parts)
 
