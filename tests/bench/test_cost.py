@@ -86,6 +86,14 @@ def test_a_case_has_room_for_its_longest_request_and_the_block_after_it():
     assert case.cells(15) >= 8192 + 337 + 16 and case.cells(15) % 256 == 0
 
 
+def test_cases_are_chosen_by_name():
+    chosen = cost._cases("slots|context 32768", dataclasses.replace(CHOICES, rows=()))
+    assert [case.name for case in chosen] == [
+        "plain, 4 slots", "acceptance 7, 4 slots", "plain, 2 slots", "acceptance 7, 2 slots",
+        "plain, context 32768", "acceptance 7, context 32768",
+    ]  # fmt: skip
+
+
 def test_tokens_of_a_round():
     assert [mean_tokens(length, 15) for length in (None, "1", "7", FULL)] == [1.0, 1.0, 7.0, 16.0]
     assert mean_tokens("11", 7) == 8.0, "no more than the block gives"
@@ -398,7 +406,12 @@ def test_a_folder_that_is_no_build_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--lengths", "0.5"], "'0.5' is neither"), (["--samplers", "gpu"], "'gpu' is neither device nor host")],
+    [
+        (["--lengths", "0.5"], "'0.5' is neither"),
+        (["--samplers", "gpu"], "'gpu' is neither device nor host"),
+        (["--cases", "9 slots"], "'9 slots' is in none of the names: plain; acceptance 7;"),
+        (["--cases", "("], "is no regular expression"),
+    ],
 )
 def test_wrong_words_are_refused(words, message, bin_dir):
     with pytest.raises(UserError, match=message):

@@ -51,6 +51,9 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mix", choices=MIXES, help="quantisation of the target (default: the usual one of the shape)")
     parser.add_argument("--drafter-mix", choices=MIXES, default="q8_0", help="and of the drafter (default q8_0)")
     parser.add_argument("--depth", type=_count, help="tokens to draft (default: the trained block less one)")
+    parser.add_argument(
+        "--cases", metavar="REGEX", help="only the cases in whose names it is found, e.g. 'slots|KV|context 32768'"
+    )
     parser.add_argument("--quick", action="store_true", help="only what shows a round and its parts")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop in time: cut cases and repeats to fit")
     parser.add_argument("--turns", type=_count, default=_TURNS, help=f"times through all cases (default {_TURNS})")
@@ -91,6 +94,7 @@ def run_cost(args: argparse.Namespace) -> Record:
     shape = find_shape(args.shape)
     depth = args.depth or shape.drafter.block - 1
     choices = _choices(args, depth)
+    cases = _cases(args.cases, choices)
     builds = [Build.find(FORK, args.bin or bin_dir(), depth)]
     if args.baseline:
         builds.append(Build.find(args.baseline_name, args.baseline, depth))
@@ -107,7 +111,7 @@ def run_cost(args: argparse.Namespace) -> Record:
         with Watch() as watch:
             _add_bandwidth(record, builds[0])
             study = Study(builds, files, record, depth, options, threads)
-            study.run(plan(choices), args.turns, started + 60 * args.minutes if args.minutes else None)
+            study.run(cases, args.turns, started + 60 * args.minutes if args.minutes else None)
     record.notes += study.notes()
     if not any(series.name in ("decode_rate", "step_ms") for series in record.series):
         raise UserError("nothing could be measured:\n" + "\n".join(record.notes))
@@ -282,6 +286,17 @@ def _choices(args: argparse.Namespace, depth: int) -> Choices:
     )  # fmt: skip
     chosen = quick(choices) if args.quick else choices
     return replace(chosen, lengths=tuple(n for n in chosen.lengths if n == FULL or float(n) <= depth))
+
+
+def _cases(pattern: str | None, choices: Choices) -> list[Case]:
+    cases = plan(choices)
+    try:
+        chosen = [case for case in cases if re.search(pattern or "", case.name)]
+    except re.error as cause:
+        raise UserError(f"--cases: {pattern!r} is no regular expression ({cause})") from None
+    if not chosen:
+        raise UserError(f"--cases: {pattern!r} is in none of the names: " + "; ".join(case.name for case in cases))
+    return chosen
 
 
 def _conditions(
