@@ -6,7 +6,10 @@ from here: a mapping of names to lazy tensors.
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,9 @@ from dflash_convert.safetensors_file import read_safetensors
 from dflash_convert.tensors import LazyTensor
 from dflash_convert.torch_bin import read_torch_bin
 
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+INDEX_END = ".index.json"
+_KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))  # in transformers' order
+_SHARD = re.compile(r"-[0-9]{5}-of-(?!00001)[0-9]{5}\.[a-z]+$")  # one of several
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise UserError(
             f"{path}: a GGUF file is given as drafter; give the Hugging Face checkpoint (config.json + safetensors)"
         )
+    if path.is_file() and (path.suffix == ".json" or _SHARD.search(path.name)):
+        what = "no weights" if path.suffix == ".json" else "one shard of several"
+        raise UserError(f"{path}: {what}; give the drafter's directory, {directory}")
     config = directory / "config.json"
     if not config.is_file():
-        raise UserError(f"{config}: not found; a drafter needs its config.json beside the weights")
+        hint = name_gguf(directory)
+        raise UserError(f"{config}: not found; a drafter needs its config.json beside the weights{hint}")
     files, weight_map = ([path], None) if path.is_file() else _weight_files(directory)
     tensors = _read_files(files)
     if weight_map is not None:
@@ -69,12 +78,36 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(directory, Config(config, read_json_object(config)), tensors, tuple(files))
 
 
+def name_gguf(directory: Path) -> str:
+    """A clause that names a GGUF file of `directory`, for one that lacks what an HF directory has; "" without one."""
+    found = sorted(p.name for p in directory.glob("*.gguf"))
+    return f"; if {found[0]} is meant, give that file" if found else ""
+
+
+def weight_names(names: Collection[str]) -> list[str]:
+    """Of the names of files in a directory, those of its weights: a whole file, an index, or shards without one.
+
+    Of several sets transformers' choice: safetensors first, and a whole file before an index. Empty if there is none.
+    """
+    for stem, end in _KINDS:
+        for name in (f"{stem}{end}", f"{stem}{end}{INDEX_END}"):
+            if name in names:
+                return [name]
+        if shards := fnmatch.filter(names, f"{stem}*{end}"):
+            return sorted(shards)
+    return []
+
+
 def find_weight_files(directory: Path) -> list[Path]:
     """The weight files of an HF directory; empty if it has none. Raises UserError if an index is malformed."""
-    for index in INDEX_FILES:
-        if (directory / index).is_file():
-            return sorted({directory / shard for shard in read_weight_map(directory / index).values()})
-    return sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
+    index, files = _weights_of(directory)
+    return sorted({directory / shard for shard in read_weight_map(index).values()}) if index else files
+
+
+def _weights_of(directory: Path) -> tuple[Path | None, list[Path]]:
+    """The index that holds, None if none does, and otherwise the files."""
+    found = [directory / name for name in weight_names([p.name for p in directory.iterdir() if p.is_file()])]
+    return (found[0], []) if found and found[0].name.endswith(INDEX_END) else (None, found)
 
 
 def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -86,7 +119,7 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: named by the index of the checkpoint but not there. Download it.")
-    index = next((directory / i for i in INDEX_FILES if (directory / i).is_file()), None)
+    index, _ = _weights_of(directory)
     return files, read_weight_map(index) if index else None
 
 

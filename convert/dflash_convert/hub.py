@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 
 from dflash_tools.errors import UserError, join_words
 
-from dflash_convert.checkpoint import INDEX_FILES, read_weight_map
+from dflash_convert.checkpoint import INDEX_END, read_weight_map, weight_names
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w+-][\w.+-]*)*")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_OF_DRAFTER = ("config.json", "generation_config.json", "README.md", "mask_embedding.pt", *INDEX_FILES)
+_OF_DRAFTER = ("config.json", "generation_config.json", "README.md", "mask_embedding.pt")
 # What transformers and llama.cpp's converter read of a model without its weights.
 _OF_TARGET = (
     "config.json", "generation_config.json", "params.json", "tokenizer*.json", "*.model", "*.tiktoken", "tekken.json",
@@ -65,9 +65,9 @@ def find_drafter(text: str, revision: str | None = None) -> Path:
     directory = snapshot / wanted.folder
     if wanted.file:
         return snapshot / wanted.file
-    index = next((directory / name for name in INDEX_FILES if (directory / name).is_file()), None)
-    if index is not None:
-        shards = {wanted.folder + shard for shard in read_weight_map(index).values()}
+    (weights, *_) = weight_names([p.name for p in directory.iterdir()])
+    if weights.endswith(INDEX_END):
+        shards = {wanted.folder + shard for shard in read_weight_map(directory / weights).values()}
         _fetch(wanted, snapshot.name, lambda names: _present(wanted, shards, names))  # of the same commit
     return directory
 
@@ -102,12 +102,10 @@ def _drafter_files(wanted: HubId, names: Sequence[str]) -> list[str]:
         _present(wanted, [wanted.file], names)
         if wanted.file.endswith(".gguf"):
             return [wanted.file]
-        return [wanted.file, *(wanted.folder + n for n in _OF_DRAFTER if n in here and n not in INDEX_FILES)]
+        return [wanted.file, *(wanted.folder + n for n in _OF_DRAFTER if n in here)]
     _need_config(wanted, names, here)
     small = [n for n in here if n in _OF_DRAFTER]
-    if any(n in INDEX_FILES for n in small):
-        return [wanted.folder + n for n in small]
-    weights = fnmatch.filter(here, "model*.safetensors") or fnmatch.filter(here, "pytorch_model*.bin")
+    weights = weight_names(here)
     if not weights:
         others = [n for n in here if n.endswith(_WEIGHTS)][:5]
         hint = f"; it has {join_words(others)}: give {wanted}/{others[0]}" if others else ""

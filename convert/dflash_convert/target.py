@@ -10,7 +10,7 @@ import numpy as np
 from dflash_tools.errors import UserError
 from gguf import GGMLQuantizationType
 
-from dflash_convert.checkpoint import find_weight_files
+from dflash_convert.checkpoint import find_weight_files, name_gguf
 from dflash_convert.gguf_file import GgufFile, read_gguf
 from dflash_convert.jsonfile import MAX_FLOAT, Config, read_json_object
 from dflash_convert.safetensors_file import read_safetensors
@@ -94,12 +94,15 @@ class Target:
 def read_target(path: Path) -> Target:
     """Read a target's description; its weights are not needed. Raises UserError if `path` is neither kind."""
     if path.is_file():
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            raise UserError(f"{path}: a file of a model; give the target's HF directory, {path.parent}, or its .gguf")
         return _read_gguf_target(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory or file; give the target's HF directory or its .gguf")
     config = path / "config.json"
     if not config.is_file():
-        raise UserError(f"{config}: not found; the target directory needs config.json and the tokenizer files")
+        hint = name_gguf(path)
+        raise UserError(f"{config}: not found; the target directory needs config.json and the tokenizer files{hint}")
     top = Config(config, read_json_object(config))
     text = _text_config(top)
     architectures = text.strings("architectures") or top.strings("architectures")
@@ -154,7 +157,8 @@ def _read_gguf_target(path: Path) -> Target:
         vocab_size=len(tokens.value),
         n_layers=layers - (extra or 0) if layers is not None else None,
         mrope=sections is not None and isinstance(sections.value, list) and any(sections.value),
-        tied="output.weight" not in file.tensors,
+        # a part of a split file may have the head elsewhere
+        tied="output.weight" not in file.tensors and file.integer("split.count") in (None, 0, 1),
         embedding_scale=scale.value if scale and isinstance(scale.value, float) else None,
         rope_theta=_positive(base.value) if base else None,
         gguf=file,
