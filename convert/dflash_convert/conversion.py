@@ -19,7 +19,7 @@ from dflash_convert.taps import override_taps, parse_taps
 from dflash_convert.target import Target, read_target
 from dflash_convert.tokenizer import tokenizer_keys
 from dflash_convert.upgrade import is_gguf, upgrade
-from dflash_convert.write import write_drafter
+from dflash_convert.write import check_place, write_drafter
 
 Progress = Callable[[int, int], None]
 
@@ -81,7 +81,7 @@ def convert(
         _note_scaled_embeddings(description, loaded.target)
         outtype = outtype or _default_outtype(checkpoint)
         outfile = outfile or (outdir or Path()) / f"{_name(drafter, checkpoint)}-{outtype.upper()}.gguf"
-        _refuse_overwriting(outfile, (*checkpoint.files, checkpoint.config.path, loaded.target.path), keep)
+        _check_outfile(outfile, (*checkpoint.files, checkpoint.config.path, loaded.target.path), keep)
         keys = loaded.tokenizer(llama_rules=description.arch == "eagle3")
         write = partial(write_drafter, description, checkpoint.directory, keys, progress=progress)
         if outtype in QUANTISED:
@@ -108,7 +108,7 @@ def _upgrade(
     if outtype is not None:
         raise UserError(f"{drafter}: --outtype: the tensors of a GGUF drafter are copied as they are; leave it out")
     outfile = outfile or (outdir or Path()) / f"{drafter.stem}-upgraded.gguf"
-    _refuse_overwriting(outfile, (drafter, target.target.path), keep)
+    _check_outfile(outfile, (drafter, target.target.path), keep)
     return upgrade(
         drafter,
         target.target,
@@ -132,7 +132,9 @@ def _name(path: Path, checkpoint: Checkpoint) -> str:
     return name or "drafter"
 
 
-def _refuse_overwriting(outfile: Path, inputs: Collection[Path], keep: Collection[Path]) -> None:
+def _check_outfile(outfile: Path, inputs: Collection[Path], keep: Collection[Path]) -> None:
+    """Before anything takes time: that a file can be at `outfile`, and that it is none that must stay."""
+    check_place(outfile)
     if not outfile.exists():
         return
     if any(outfile.samefile(p) for p in inputs):

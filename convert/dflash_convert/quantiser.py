@@ -50,7 +50,7 @@ def write_quantised(
     plain = outfile.with_name(f".{outfile.name}.{os.getpid()}.{plain_type}")
     part = outfile.with_name(f".{outfile.name}.{os.getpid()}.part")
     try:
-        write(plain_type, plain)
+        _write_plain(write, plain_type, plain, outfile)
         kept = [f"{pattern}={kind or plain_type}" for pattern, kind in _KEPT]
         _run(program, [w for pattern in kept for w in ("--tensor-type", pattern)], plain, part, outtype)
         said = _types(read_gguf(part), plain_type, outtype)
@@ -59,6 +59,14 @@ def write_quantised(
     finally:
         plain.unlink(missing_ok=True)
         part.unlink(missing_ok=True)
+
+
+def _write_plain(write: Callable[[str, Path], object], kind: str, plain: Path, outfile: Path) -> None:
+    """Errors name the file that the user asked for, not the temporary one."""
+    try:
+        write(kind, plain)
+    except UserError as e:
+        raise UserError(str(e).replace(plain.name, outfile.name)) from e
 
 
 def plain_type(checkpoint: Checkpoint) -> str:

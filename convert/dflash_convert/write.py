@@ -85,6 +85,15 @@ def write_described(
         return end
 
 
+def check_place(outfile: Path) -> None:
+    """Raises UserError if a file cannot be at `outfile`: a directory is there, or the one it belongs into is not."""
+    if outfile.is_dir():
+        raise UserError(f"{outfile}: is a directory; give a file name")
+    if not outfile.parent.is_dir():
+        found = "is a file" if outfile.parent.exists() else "no such directory"
+        raise UserError(f"{outfile.parent}: {found}; the output goes into a directory that is there: make it first")
+
+
 def drafter_keys(drafter: Drafter) -> Metadata:
     """The keys under the architecture's prefix."""
     keys: Metadata = {
@@ -196,13 +205,8 @@ def _in_parallel(pieces: Iterable[Piece]) -> Iterator[int]:
 @contextmanager
 def _complete_or_nothing(outfile: Path, size: int) -> Iterator[Path]:
     """A temporary name beside `outfile`, renamed to it at the end and removed on any way out before that."""
+    check_place(outfile)
     parent = outfile.parent
-    if outfile.is_dir() or not parent.is_dir():
-        raise UserError(
-            f"{outfile}: is a directory; give a file name"
-            if outfile.is_dir()
-            else f"{outfile}: the directory {parent} does not exist"
-        )
     part = parent / f".{outfile.name}.{os.getpid()}.part"
     try:
         free = shutil.disk_usage(parent).free

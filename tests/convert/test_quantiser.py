@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dflash_convert.quantiser
+import dflash_convert.tokenizer
 import pytest
 from checkpoints import dflash_config, dflash_tensors, make_target, save
 from dflash_convert.checkpoint import open_checkpoint
@@ -73,6 +75,28 @@ def test_a_quantiser_that_fails_leaves_nothing(
     with pytest.raises(UserError, match=said):
         convert(drafter, target, out / "o.gguf", "q4_k_m")
     assert [p.name for p in out.iterdir()] == ["o.gguf"] and (out / "o.gguf").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("kind", ["f16", "q4_k_m"])
+def test_output_that_has_no_place_is_refused_before_anything_is_run(
+    kind: str, drafter: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dflash_convert.tokenizer, "export_tokenizer", lambda *_, **__: pytest.fail("too late"))
+    for where, said in ((tmp_path / "none", "no such directory"), (drafter / "config.json", "is a file")):
+        with pytest.raises(UserError, match=f"{where}: {said}"):
+            convert(drafter, target, outtype=kind, outdir=where)
+    with pytest.raises(UserError, match=f"{tmp_path}: is a directory"):
+        convert(drafter, target, tmp_path, outtype=kind)
+
+
+def test_a_full_disk_is_reported_with_the_name_the_user_gave(
+    drafter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = program(tmp_path / "bin", "exit 0")
+    monkeypatch.setattr(dflash_convert.quantiser, "bin_dir", lambda: folder)
+    monkeypatch.setattr("dflash_convert.write.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match=f"{tmp_path}/o.gguf: needs"):
+        convert(drafter, small_target(tmp_path / "t.gguf"), tmp_path / "o.gguf", "q4_k_m")
 
 
 def test_interruption_ends_the_quantiser_and_leaves_nothing(tmp_path: Path, drafter: Path) -> None:
