@@ -29,7 +29,10 @@ def parse_taps(text: str) -> str | tuple[int, ...]:
             f"--taps {text[:80]!r}: expected inputs or outputs (how the ids of the drafter's file are meant), or the "
             "layers whose input is read, such as 2,18,33"
         )
-    return tuple(int(i) for i in text.split(","))
+    taps = tuple(int(i) for i in text.split(","))
+    if len(set(taps)) < len(taps):
+        raise UserError(f"--taps {text}: names a layer twice")
+    return taps
 
 
 def override_taps(drafter: Drafter, wanted: str | tuple[int, ...]) -> str | None:

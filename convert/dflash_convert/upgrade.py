@@ -20,6 +20,8 @@ from dflash_convert.write import write_described
 MAGIC = b"GGUF"
 # Keys that make two tokenizers of one kind the same to a model.
 _SAME = ("model", "tokens", "merges")
+# As a share of all tokens: converters differ in how they fill the ids that nothing uses.
+_FEW = 0.05
 
 
 def is_gguf(path: Path) -> bool:
@@ -57,6 +59,11 @@ def upgrade(
     check_target(path, drafter, target)
     keys, change = _tokenizer(file, tokenizer(drafter.arch == "eagle3"))
     changes += change
+    if (share := _other_tokens(file, keys)) > _FEW:
+        drafter.warnings.append(
+            f"{path}: {share:.0%} of its tokens are others than those of {target.path}, which take their place. Is the "
+            "target the one this drafter was trained for?"
+        )
     if not changes:
         drafter.notes.append("nothing to change: the file is as llama.cpp reads it, and nothing was written")
         return drafter, path, path.stat().st_size
@@ -90,6 +97,14 @@ def _tokenizer(file: GgufFile, target: Metadata) -> tuple[Metadata, list[str]]:
         differs = sorted(k for k in own.keys() | target.keys() if own.get(k) != target.get(k))
         return target, [f"tokenizer: the target's ({', '.join(differs)[:200]})"] if differs else []
     return own, []
+
+
+def _other_tokens(file: GgufFile, target: Metadata) -> float:
+    """The share of the file's tokens that differ from those of `target` in the same places."""
+    own, other = (_value(keys, "tokens") for keys in (file.metadata, target))
+    if not isinstance(own, list) or not isinstance(other, list) or not own:
+        return 0.0
+    return sum(a != b for a, b in zip(own, other, strict=False)) / len(own)
 
 
 def _value(keys: Metadata, name: str) -> object:

@@ -111,6 +111,7 @@ def test_taps_are_said_and_can_be_overridden(read: Any, target: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("taps", "part"),
     [("middle", "expected inputs or outputs"), ("2,18", "names 2 layers; fc of this drafter reads 3"),
+     ("2,5,2", "names a layer twice"),
      ("1,2,9", "input of layer 9"), ("1,2,99999", "expected inputs"), ("-1,2,3", "expected inputs"), ("", "expected")],
 )  # fmt: skip
 def test_overrides_that_make_no_sense_are_refused(taps: str, part: str, read: Any) -> None:

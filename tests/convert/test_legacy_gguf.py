@@ -160,6 +160,18 @@ def test_mask_token_under_an_old_key_alone_moves_nothing_else(tmp_path, direct, 
     assert f"mask token {MASK}: dflash.mask_token_id" in said and "outputs" not in said
 
 
+def test_file_with_a_tokenizer_of_another_model_is_warned_about(tmp_path, direct, target) -> None:
+    _, _, made = direct()
+    assert not convert(rewrite(made, tmp_path / "a.gguf"), target)[0].warnings
+    tokens = gguf.GGUFReader(made).fields["tokenizer.ggml.tokens"].contents()
+    padded = [*tokens[:-9], *(f"[PAD{i}]" for i in range(9))]
+    few = rewrite(made, tmp_path / "few.gguf", keys={"tokenizer.ggml.tokens": padded})
+    other = rewrite(made, tmp_path / "other.gguf", keys={"tokenizer.ggml.tokens": tokens[::-1]})
+    assert not upgraded(few, target)[2]
+    (warning,) = upgraded(other, target)[2]
+    assert "% of its tokens are others" in warning and "trained for?" in warning
+
+
 def test_quantised_tensors_are_copied_byte_for_byte(tmp_path, direct, target, monkeypatch) -> None:
     monkeypatch.setattr(dflash_convert.write, "COPY_BYTES", 1000)  # so that a tensor takes several steps
     config, tensors, made = direct()
