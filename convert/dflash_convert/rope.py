@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from dflash_tools.errors import UserError
+from dflash_tools.errors import UserError, join_words
 
 from dflash_convert.gguf_file import Metadata, f32, i32_array, text, u32
 from dflash_convert.jsonfile import MAX_FLOAT, Config
@@ -53,22 +53,21 @@ def read_rope(config: Config, head_dim: int, default_theta: float | None) -> Rop
         raise UserError(
             f"{params.where(nested[0])}: a rope of its own for {' and '.join(nested)}; a GGUF drafter has one for all"
         )
-    theta = params.optional_number("rope_theta", positive=True)
-    if theta is None:
-        theta = config.optional_number("rope_theta", positive=True)
-    theta = default_theta if theta is None else theta
+    theta, other = (place.optional_number("rope_theta", positive=True) for place in (params, config))
+    said = _contradictions(key, params, config)
+    theta = next((base for base in (theta, other) if base is not None), default_theta)
     kind = (params.string("rope_type") or params.string("type") or "default").lower()
     partial = params if params.has("partial_rotary_factor") else config
     sections = tuple(params.integers("mrope_section")) or None
     share = _partial(partial, head_dim)
-    scaling, factors, notes = _scaling_keys(params, config, kind), None, ()
+    scaling, factors, notes = _scaling_keys(params, config, kind), None, said
     if kind == "llama3":
         factors = _finite(params, lambda: _llama3_factors(params, config, head_dim, theta or 1e4))
     elif kind == "yarn" and not _is_default_yarn(params):
         scaling = {"rope.scaling.attn_factor": f32(_yarn_attention(params))}
         factors = _finite(params, lambda: _yarn_factors(params, config, head_dim, theta or 1e4))
-        notes = ("yarn with settings of its own: written as a factor for each frequency, as llama.cpp's drafters read "
-                 "none of these settings",)  # fmt: skip
+        notes += ("yarn with settings of its own: written as a factor for each frequency, as llama.cpp's drafters read "
+                  "none of these settings",)  # fmt: skip
     if factors is not None and share not in (None, 1.0):
         raise UserError(f"{partial.where('partial_rotary_factor')}: together with {kind} rope scaling it is not read")
     return Rope(
@@ -79,6 +78,20 @@ def read_rope(config: Config, head_dim: int, default_theta: float | None) -> Rop
         freq_factors=factors,
         notes=notes,
     )
+
+
+def _contradictions(key: str, params: Config, config: Config) -> tuple[str, ...]:
+    """A sentence for each other place that says something else than `params`, which is config[key]."""
+    said = []
+    theta, other = (place.values.get("rope_theta") for place in (params, config))
+    if None not in (theta, other) and theta != other:
+        said.append(f"{key}.rope_theta is {theta} and holds; rope_theta beside it says {other}")
+    beside = config.section("rope_parameters").values if key == "rope_scaling" else {}
+    held = {**params.values, "rope_type": params.values.get("rope_type") or params.values.get("type")}
+    differs = sorted(k for k, v in beside.items() if k != "type" and v is not None and v != held.get(k))
+    if differs:
+        said.append(f"rope_scaling holds, as in transformers; rope_parameters differs in {join_words(differs)}")
+    return tuple(said)
 
 
 def _partial(place: Config, head_dim: int) -> float | None:

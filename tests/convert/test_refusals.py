@@ -351,6 +351,9 @@ def test_input_norm_without_its_flag_is_refused(tmp_path: Path, refuse: Refuse) 
         ({"block_size": 1}, "block_size is 1"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"model_type": 3}, "model_type is 3; a string"),
+        ({"output_multiplier": 0}, "output_multiplier is 0"),
+        ({"input_embedding_scale": 0.0}, "input_embedding_scale is 0"),
+        ({"final_logit_softcapping": -3}, "final_logit_softcapping is -3"),
     ],
 )
 def test_senseless_values_in_the_config_are_refused(
@@ -374,7 +377,9 @@ def test_paths_that_are_not_what_they_should_be(tmp_path: Path, refuse: Refuse, 
     refuse(tmp_path / "empty", "no weights")
     drafter = dflash(tmp_path)
     refuse(drafter, "no such directory or file", target=tmp_path / "nothing")
-    refuse(drafter, "not a GGUF file", target=target / "config.json")
+    refuse(drafter, f"give the target's HF directory, {target}, or its .gguf", target=target / "config.json")
+    (tmp_path / "target").write_bytes(b"something else")
+    refuse(drafter, "not a GGUF file", target=tmp_path / "target")
     refuse(drafter, "config.json: not found", target=tmp_path)
 
 

@@ -6,11 +6,12 @@ tensors that only one family has. The name must then agree, if the config gives 
 
 from __future__ import annotations
 
-from dflash_tools.errors import UserError
+from dflash_tools.errors import UserError, join_words
 
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter
 from dflash_convert.families import dflash, dflash2, dspark, dspark_gemma4, eagle3, muse
+from dflash_convert.families.config_places import contradictions
 from dflash_convert.families.family import Family
 from dflash_convert.families.refused import refuse_if_known
 from dflash_convert.target import Target
@@ -30,7 +31,14 @@ KNOWN = tuple(sorted(f.known for f in FAMILIES))
 
 def read_drafter(checkpoint: Checkpoint, target: Target) -> Drafter:
     """Find the family of a checkpoint and read it. Raises UserError for unknown families, listing the known ones."""
-    return find_family(checkpoint).read(checkpoint, target)
+    drafter = find_family(checkpoint).read(checkpoint, target)
+    drafter.notes += contradictions(checkpoint.config)
+    if doubled := sorted({i for i in drafter.taps if drafter.taps.count(i) > 1}):
+        drafter.warnings.append(
+            f"{checkpoint.config.path}: the input of layer {join_words(doubled)} is tapped more than once, which no "
+            "published drafter does: are the ids right?"
+        )
+    return drafter
 
 
 def find_family(checkpoint: Checkpoint) -> Family:

@@ -18,6 +18,7 @@ from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.block_attention import BlockAttention
 from dflash_convert.families.common import layer_tensors, refuse_keys, weight
+from dflash_convert.families.config_places import states
 from dflash_convert.families.reduced_vocabulary import reduced_shapes, target_ids
 from dflash_convert.gguf_file import Metadata, f32, i32_array, text, u32
 from dflash_convert.jsonfile import Config
@@ -47,7 +48,7 @@ class Places:
 
     def of(self, key: str) -> Config:
         """The place that has `key`; the first one if none has it."""
-        return next((c for c in self.configs if c.has(key)), self.configs[0])
+        return next((c for c in self.configs if states(c, key)), self.configs[0])
 
     def mask_token(self) -> int:
         place = self.of("mask_token_id")
@@ -125,7 +126,7 @@ def read_backbone(checkpoint: Checkpoint, layout: Layout, target: Target) -> Dra
         mask_token_id=own.mask_token(),
         block_size=own.of("block_size").optional_integer("block_size", least=2, most=1024) or layout.default_block,
         draft_vocab_size=layout.draft_vocab,
-        notes=[*layout.attention.notes(), *rope.notes],
+        notes=[*layout.attention.notes(), *rope.notes, *_notes_on_ids(layout)],
     )
     drafter.extra = {
         "block_size": u32(drafter.block_size or layout.default_block),
@@ -145,10 +146,25 @@ def read_backbone(checkpoint: Checkpoint, layout: Layout, target: Target) -> Dra
 
 def _tap_ids(layout: Layout) -> tuple[int, ...]:
     """The tapped layers as the file names them: by their inputs (speculators) or, one less, by their outputs."""
-    inputs, outputs = (
-        tuple(layout.own.of(key).integers(key, least=-1)) for key in ("aux_hidden_state_layer_ids", "target_layer_ids")
-    )
+    inputs, outputs = _ids(layout)
     return inputs if inputs == layout.taps else outputs
+
+
+def _ids(layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    keys = ("aux_hidden_state_layer_ids", "target_layer_ids")
+    inputs, outputs = (tuple(layout.own.of(key).integers(key, least=-1)) for key in keys)
+    return inputs, outputs
+
+
+def _notes_on_ids(layout: Layout) -> list[str]:
+    """What of two keys that name the tapped layers in two ways is not held to."""
+    inputs, outputs = _ids(layout)
+    if not inputs or not outputs or inputs == tuple(i + 1 for i in outputs):
+        return []
+    return [
+        f"aux_hidden_state_layer_ids {list(inputs)} are inputs of layers, target_layer_ids {list(outputs)} outputs, "
+        f"and they disagree: the inputs of {list(layout.taps)} are tapped"
+    ]
 
 
 def _target_hidden(layout: Layout, shape: Shape, target: Target) -> int:
@@ -242,9 +258,14 @@ def _scale_keys(config: Config, own: Places) -> Metadata:
     keys: Metadata = {}
     for name, key in (("output_multiplier", "logit_scale"), ("input_embedding_scale", "embedding_scale")):
         if (value := own.of(name).optional_number(name)) is not None:
+            if value == 0:
+                raise UserError(f"{own.of(name).where(name)} is 0, which leaves nothing of what it multiplies")
             keys[key] = f32(value)
-    cap = own.of("final_logit_softcapping").optional_number("final_logit_softcapping")
-    if cap is not None and cap > 0:
+    place = own.of("final_logit_softcapping")
+    cap = place.optional_number("final_logit_softcapping")
+    if cap is not None and cap < 0:
+        raise UserError(f"{place.where('final_logit_softcapping')} is {cap:g}; a positive number is expected, or 0")
+    if cap:
         keys["final_logit_softcapping"] = f32(cap)
     if (scale := config.section("dflash_config").optional_number("attention_value_scale")) is not None:
         keys["attention.value_scale"] = f32(scale)

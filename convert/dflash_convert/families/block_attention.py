@@ -25,12 +25,14 @@ class BlockAttention:
 
     stated: the config names one causality for all layers. It is written then, and where layers slide, even if it is
     llama.cpp's default: a file with sliding layers that says nothing could mean either.
+    contradicted: what else the config says, a sentence each.
     """
 
     sliding: tuple[bool, ...]
     causal: tuple[bool, ...]
     window: int | None
     stated: bool = False
+    contradicted: tuple[str, ...] = ()
 
     def keys(self) -> Metadata:
         """GGUF keys without the architecture's prefix."""
@@ -54,13 +56,15 @@ class BlockAttention:
         return len(set(self.causal)) > 1
 
     def notes(self) -> list[str]:
-        """What a user should know that no key of upstream's can say."""
-        if not self.mixed:
-            return []
-        return [
-            f"{sum(self.causal)} of {len(self.causal)} layers are causal inside a block, the others bidirectional: "
-            "written for each layer, which the fork reads (upstream's llama.cpp drafts bidirectionally in all of them)"
-        ]
+        """What a user should know: what of the config does not hold, and what no key of upstream's can say."""
+        said = [*self.contradicted]
+        if self.mixed:
+            said.append(
+                f"{sum(self.causal)} of {len(self.causal)} layers are causal inside a block, the others bidirectional: "
+                "written for each layer, which the fork reads (upstream's llama.cpp drafts bidirectionally in all of "
+                "them)"
+            )
+        return said
 
 
 def zlab_attention(config: Config, nested: Config, layers: int, warnings: list[str]) -> BlockAttention:
@@ -72,8 +76,14 @@ def zlab_attention(config: Config, nested: Config, layers: int, warnings: list[s
     use_swa, use_window = nested.flag("use_swa", False), config.flag("use_sliding_window", False)
     window = config.optional_integer("sliding_window") if use_window or config.string("model_type") != "qwen3" else None
     types = layer_types(config, layers, derive=bool(window))
-    window = nested.optional_integer("swa_window_size") or window
+    own_window = nested.optional_integer("swa_window_size")
     slide = [t == SLIDING for t in types]
+    said = []
+    if own_window and window and own_window != window and (use_swa or any(slide)):
+        said.append(f"dflash_config.swa_window_size is {own_window} and holds; sliding_window says {window}")
+    if use_swa and config.has("layer_types") and not all(slide):
+        said.append("dflash_config.use_swa is True and holds, all layers slide; layer_types says otherwise")
+    window = own_window or window
     sliding = [True] * layers if use_swa else slide
     if not (window and (use_swa or use_window)):
         window = None
@@ -81,10 +91,13 @@ def zlab_attention(config: Config, nested: Config, layers: int, warnings: list[s
             warnings.append(
                 f"{config.where('layer_types')} has sliding layers but no window is in use; they see the whole context"
             )
-    stated = next((c.flag(k, False) for c, k in ((config, "is_causal"), (nested, "causal")) if c.has(k)), None)
+    flags = [c.flag(k, False) for c, k in ((config, "is_causal"), (nested, "causal")) if c.has(k)]
+    if len(set(flags)) > 1:
+        said.append(f"is_causal at the top level is {flags[0]} and holds; dflash_config.causal says {flags[1]}")
+    stated = flags[0] if flags else None
     unstated = [False] * layers if use_swa else slide
     causal = unstated if stated is None else [stated] * layers
-    return BlockAttention(tuple(sliding), tuple(causal), window, stated is not None)
+    return BlockAttention(tuple(sliding), tuple(causal), window, stated is not None, tuple(said))
 
 
 def speculators_attention(config: Config, layers: int, *, non_causal: bool) -> BlockAttention:

@@ -27,9 +27,11 @@ _LAYERS = {"least": 1, "most": MAX_LAYERS}
 def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     """Read a z-lab DFlash checkpoint. Raises UserError where it is incomplete or asks for what llama.cpp cannot do."""
     warnings: list[str] = []
-    drafter = read_backbone(checkpoint, zlab_layout(checkpoint, warnings), target)
+    layout = zlab_layout(checkpoint, warnings)
+    drafter = read_backbone(checkpoint, layout, target)
     drafter.warnings += warnings
     scale_embeddings(drafter, target)
+    _draft_from_anchor(drafter, layout)
     return drafter
 
 
@@ -39,14 +41,20 @@ def read_speculators(checkpoint: Checkpoint, target: Target) -> Drafter:
     layout = speculators_layout(checkpoint, target, notes)
     drafter = read_backbone(checkpoint, layout, target)
     drafter.notes += notes
-    if layout.config.flag("sample_from_anchor", False):
-        # slot k predicts the token after its own position: llama.cpp's driver of DSpark reads blocks so
-        vocab, draft_vocab = drafter.vocab_size, drafter.draft_vocab_size or drafter.vocab_size
-        heads = Heads(0, None, anchor_first=True, hidden=drafter.hidden_size, vocab=vocab, draft_vocab=draft_vocab)
-        drafter.extra |= heads.keys()
-        drafter.tensors += heads.tensors({})
-        drafter.notes += heads.notes()
+    _draft_from_anchor(drafter, layout)
     return drafter
+
+
+def _draft_from_anchor(drafter: Drafter, layout: Layout) -> None:
+    """Have slot k predict the token after its own position if the config says so: llama.cpp's driver of DSpark reads
+    blocks so."""
+    if not layout.own.of("sample_from_anchor").flag("sample_from_anchor", False):
+        return
+    vocab, draft_vocab = drafter.vocab_size, drafter.draft_vocab_size or drafter.vocab_size
+    heads = Heads(0, None, anchor_first=True, hidden=drafter.hidden_size, vocab=vocab, draft_vocab=draft_vocab)
+    drafter.extra |= heads.keys()
+    drafter.tensors += heads.tensors({})
+    drafter.notes += heads.notes()
 
 
 def scale_embeddings(drafter: Drafter, target: Target) -> None:
@@ -92,7 +100,7 @@ def speculators_layout(
     """Where speculators writes what; `non_causal` is its default of `sliding_window_non_causal` for the family."""
     config = with_model_defaults(flat_config(checkpoint))
     vocab = config.integer("vocab_size", least=1)
-    tensors = drafter_tensors(checkpoint, vocab)
+    tensors = drafter_tensors(checkpoint, vocab, notes)
     return Layout(
         family=family,
         config=config,

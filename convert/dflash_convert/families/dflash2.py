@@ -47,9 +47,10 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
         layout = replace(layout, own=replace(layout.own, configs=(layout.config,)))
     else:
         layout = zlab_layout(checkpoint, said, "DFlash2")
-    if layout.config.flag("sample_from_anchor", False):
+    place = layout.own.of("sample_from_anchor")
+    if place.flag("sample_from_anchor", False):
         raise UserError(
-            f"{layout.config.where('sample_from_anchor')} is true: llama.cpp's selector of DFlash2 does not draft from "
+            f"{place.where('sample_from_anchor')} is true: llama.cpp's selector of DFlash2 does not draft from "
             "the anchor's own slot"
         )
     shape = read_shape(layout.config)

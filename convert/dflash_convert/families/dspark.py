@@ -12,6 +12,7 @@ from dflash_convert.drafter import Drafter
 from dflash_convert.families.backbone import Layout, Places, read_backbone
 from dflash_convert.families.block_attention import speculators_attention, zlab_attention
 from dflash_convert.families.common import without_model_prefix
+from dflash_convert.families.config_places import states
 from dflash_convert.families.dflash import output_taps
 from dflash_convert.families.dspark_heads import Heads, read_heads
 from dflash_convert.families.family import Family, tensor_names
@@ -42,12 +43,12 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     config = with_model_defaults(flat_config(checkpoint))
     own = Places((config,) if nested else (*(config.section(s) for s in SECTIONS), config))
     vocab = config.integer("vocab_size", least=1)
-    tensors = drafter_tensors(checkpoint, vocab) if nested else without_model_prefix(checkpoint)
     notes: list[str] = []
     warnings: list[str] = []
+    tensors = drafter_tensors(checkpoint, vocab, notes) if nested else without_model_prefix(checkpoint)
     layers = config.integer("num_hidden_layers", least=1, most=MAX_LAYERS)
     draft_vocab = draft_vocab_size(config, tensors, vocab)
-    names_inputs = nested or config.has(TAP_IDS)
+    names_inputs = nested or states(config, TAP_IDS)
     heads = read_heads(
         own,
         tensors,

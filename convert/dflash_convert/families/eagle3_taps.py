@@ -37,23 +37,32 @@ class Taps:
 def read_taps(config: Config, target: Target, notes: list[str]) -> Taps:
     """The taps of a flat config. Raises UserError unless they are three, or if the target's depth must be known."""
     nested = config.section("eagle_config")
-    where = nested.where(IDS)
-    if ids := tuple(config.integers(IDS)):
-        where, taps = config.where(IDS), Taps(ids, ids)
-    elif ids := tuple(nested.integers(IDS, least=-1)):
-        taps = Taps(tuple(i + 1 for i in ids), ids)
+    inputs, outputs = tuple(config.integers(IDS)), tuple(nested.integers(IDS, least=-1))
+    of_vllm = tuple(nested.integers(VLLM_IDS))
+    where, key = nested.where(IDS), IDS
+    if inputs:
+        where, taps = config.where(IDS), Taps(inputs, inputs)
+    elif outputs:
+        taps = Taps(tuple(i + 1 for i in outputs), outputs)
         notes.append(
-            f"eagle_config names the layers {list(ids)}; its producers (SpecForge, ModelOpt) mean their outputs, so "
-            f"the inputs of layers {list(taps.layers)} are tapped. vLLM takes the ids as inputs: for a drafter trained "
-            "so, give --taps inputs"
+            f"eagle_config names the layers {list(outputs)}; its producers (SpecForge, ModelOpt) mean their outputs, "
+            f"so the inputs of layers {list(taps.layers)} are tapped. vLLM takes the ids as inputs: for a drafter "
+            "trained so, give --taps inputs"
         )
-    elif ids := tuple(nested.integers(VLLM_IDS)):
-        where, taps = nested.where(VLLM_IDS), Taps(ids, ids)
-        notes.append(f"eagle_config.{VLLM_IDS} names the inputs of layers {list(ids)}, as vLLM reads it")
+    elif of_vllm:
+        where, key, taps = nested.where(VLLM_IDS), VLLM_IDS, Taps(of_vllm, of_vllm)
+        notes.append(f"eagle_config.{VLLM_IDS} names the inputs of layers {list(of_vllm)}, as vLLM reads it")
     else:
         taps = Taps(input_taps(config, target, notes, IDS), ())
         # some published drafters leave their ids out although they were trained on others
         notes.append("if few drafts are accepted, its authors took other layers: --taps gives them")
     if len(taps.layers) != N_TAPS:
         raise UserError(f"{where} names {len(taps.layers)} layers; llama.cpp's EAGLE3 taps exactly {N_TAPS}")
+    others = {f"eagle_config.{IDS}": tuple(i + 1 for i in outputs), f"eagle_config.{VLLM_IDS}": of_vllm}
+    notes += [
+        f"{name} would be the inputs of layers {list(layers)}; {key} {'at the top level' if inputs else 'beside it'} "
+        f"holds. --taps {','.join(map(str, layers))} takes the others"
+        for name, layers in others.items()
+        if layers and layers != taps.layers
+    ]
     return taps

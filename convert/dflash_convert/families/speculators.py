@@ -8,33 +8,23 @@ of the target's (`reduced_vocabulary`).
 
 from __future__ import annotations
 
-from dflash_tools.errors import UserError
+from dflash_tools.errors import UserError, join_words
 
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.families.common import without_model_prefix
+from dflash_convert.families.config_places import DRAFTER_KEYS, TRANSFORMER, TRANSFORMER_KEYS
 from dflash_convert.jsonfile import Config
 from dflash_convert.shape import MODEL_TYPE_DEFAULTS
 from dflash_convert.target import Target
 from dflash_convert.tensors import LazyTensor
 
-SECTION = "transformer_layer_config"
 KIND = "speculators_model_type"
 TAP_IDS = "aux_hidden_state_layer_ids"
-# Keys that belong to the drafter: never the transformer's, even if its section carries them along from the checkpoint
-# it was made from.
-_DRAFTER_KEYS = frozenset({
-    "architectures", "auto_map", "aux_hidden_state_layer_ids", "block_size", "confidence_head_with_markov",
-    "conv_group_size", "conv_kernel_size", "dflash_config", "draft_vocab_size", "dspark_config", "eagle_config",
-    "eagle_aux_hidden_state_layer_ids", "enable_confidence_head", "fc_norm", "is_causal", "markov_head_type",
-    "markov_rank", "mask_token_id", "norm_before_fc", "norm_before_residual", "norm_output", "num_target_layers",
-    "sample_from_anchor", "selector_rank", "selector_top_k", "sliding_window_non_causal", "target_hidden_size",
-    "target_layer_ids",
-})  # fmt: skip
 
 
 def is_speculators(checkpoint: Checkpoint) -> bool:
     """Whether the config is nested as speculators nests it. Architectures do not tell: `DFlashDraftModel` is both."""
-    return SECTION in checkpoint.config.values
+    return TRANSFORMER in checkpoint.config.values
 
 
 def kind_of(checkpoint: Checkpoint) -> str:
@@ -56,31 +46,33 @@ def flat_config(checkpoint: Checkpoint) -> Config:
     if not is_speculators(checkpoint):
         return checkpoint.config
     top = checkpoint.config
-    section = top.section(SECTION)
+    section = top.section(TRANSFORMER)
     model_type = section.string("model_type") or "qwen3"
     if model_type not in MODEL_TYPE_DEFAULTS:
         raise UserError(
             f"{section.where('model_type')} is {model_type!r}; drafters of qwen3 and llama layers can be converted"
         )
-    inherited = {k: v for k, v in section.values.items() if k not in _DRAFTER_KEYS}
+    inherited = {k: v for k, v in section.values.items() if k not in DRAFTER_KEYS}
     rope = inherited.get("rope_parameters")
     if isinstance(rope, dict) and isinstance(rope.get("sliding_attention"), dict):
         inherited["rope_parameters"] = rope["sliding_attention"]  # speculators runs all layers with that one
-    own = {k: v for k, v in top.values.items() if k not in inherited and k not in (SECTION, *_transformer_keys())}
+    own = {k: v for k, v in top.values.items() if k not in inherited and k not in (TRANSFORMER, *TRANSFORMER_KEYS)}
     return Config(top.path, {**inherited, **own, "model_type": model_type})
 
 
-def drafter_tensors(checkpoint: Checkpoint, vocab: int) -> dict[str, LazyTensor]:
+def drafter_tensors(checkpoint: Checkpoint, vocab: int, notes: list[str]) -> dict[str, LazyTensor]:
     """The tensors of a drafter of the DFlash line, without those that speculators takes from the target at load.
 
     Some uploads hold them all the same: what the loss was computed with, the embeddings, and a head over the target's
-    `vocab` tokens. Whatever such a file holds, speculators and vLLM run the target's.
+    `vocab` tokens. Whatever such a file holds, speculators and vLLM run the target's; `notes` says what is left out.
     """
     tensors = without_model_prefix(checkpoint)
     targets = {"embed_tokens.weight", "verifier_norm.weight", "verifier_lm_head.weight"}
     head = tensors.get("lm_head.weight")
     if head is not None and head.shape[:1] == (vocab,):
         targets.add("lm_head.weight")
+    if copies := sorted(targets & tensors.keys()):
+        notes.append(f"{join_words(copies)} left out: speculators and vLLM take the target's, whatever the file holds")
     return {name: tensor for name, tensor in tensors.items() if name not in targets}
 
 
@@ -101,10 +93,3 @@ def input_taps(config: Config, target: Target, notes: list[str], key: str = TAP_
     ids = (2, n // 2, n - 3)
     notes.append(f"the config names no tapped layers: the usual ones for {n} layers are taken, {list(ids)}")
     return ids
-
-
-def _transformer_keys() -> set[str]:
-    """Keys that speculators reads from the section alone, so that a copy at the top says nothing."""
-    sizes = {key for defaults in MODEL_TYPE_DEFAULTS.values() for key in defaults}
-    return sizes | {"model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "use_sliding_window",
-                    "hidden_act", "attention_bias", "mlp_bias"}  # fmt: skip
