@@ -57,6 +57,9 @@ def collect_marks() -> Marks:
     status = pytest.main(["--collect-only", "-qq", "-p", "no:xdist", *folders], plugins=[found])
     if status != pytest.ExitCode.OK:
         raise SystemExit(f"family_table: the tests cannot be collected ({status.name})")
+    for row, cells in found.marks.items():
+        if missing := [column for column in COLUMNS if column not in cells]:
+            found.problems.append(f"{row}: no test says {', '.join(missing)}")
     if found.problems:
         raise SystemExit("\n".join(found.problems))
     return found.marks

@@ -20,7 +20,7 @@ HEADS = {
 _SECTIONED = {
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("num_hidden_layers", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "model_type"),
-    *("layer_types", "sliding_window", "use_sliding_window", "max_window_layers", "attention_bias"),
+    *("layer_types", "sliding_window", "use_sliding_window", "max_window_layers", "attention_bias", "hidden_act"),
 }
 
 

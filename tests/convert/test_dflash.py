@@ -53,6 +53,11 @@ def with_mask_row(directory: Path, tensors: Tensors) -> Tensors:
     return tensors
 
 
+def with_row_beyond(directory: Path, tensors: Tensors) -> Tensors:
+    torch.save({"mask_embedding": ROW}, directory / "mask_embedding.pt")
+    return tensors
+
+
 def with_biases(directory: Path, tensors: Tensors) -> Tensors:
     return biased(tensors)
 
@@ -98,7 +103,14 @@ CASES: dict[str, Case] = {
         ),
         dflash_tensors, WEIGHTS, edit=with_mask_row, differs=SAID,
     ),
+    "alpamayo": Case(
+        dflash_config(dflash_config=None, mask_token_id=VOCAB, target_layer_ids=[0, 2, 5]), dflash_tensors, WEIGHTS,
+        edit=with_row_beyond, fails="mask_embedding.pt mask_token_id does not match dflash_config",
+    ),
     "speculators": Case(speculators_config(), speculators_tensors, fails=NO_LAYERS),
+    "speculators, drafting from the anchor on": Case(
+        speculators_config(sample_from_anchor=True), speculators_tensors, fails=NO_LAYERS
+    ),
     "speculators, dflash2": Case(speculators_config(True), speculators_tensors, fails=NO_LAYERS),
 }  # fmt: skip
 
@@ -140,14 +152,26 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> dict[str
 ROWS = {
     "dflash2 as published": "DFlash2 (z-lab)",
     "dflash2, scaled and capped logits": "DFlash2 (z-lab), scaled and capped logits",
+    "dflash2, sliding and full layers": "DFlash2 (z-lab), sliding and full layers",
     "muse, own vocabulary stated": "Muse-Glimmer assistant",
     "biases": "DFlash (z-lab), attention biases",
     "mimo": "DFlash (MiMo)",
+    "alpamayo": "DFlash (Alpamayo)",
+    "speculators, drafting from the anchor on": "DFlash (speculators), sample_from_anchor",
+    "speculators, dflash2": "DFlash2 (speculators)",
 }
 
 
 def marked(name: str) -> Any:
-    upstream = "the same but for one default" if CASES[name].differs else "the same file"
+    case, upstream = CASES[name], "the same file"
+    if case.fails is not None:
+        upstream = "converter fails"
+    elif "biases" in name:
+        upstream = "the same file; not loaded"  # tests/parity/test_upstream_today.py
+    elif case.differs == PER_LAYER:
+        upstream = "its file lacks the causality of sliding layers"
+    elif case.differs:
+        upstream = "the same but for one default"
     marks = [pytest.mark.family(ROWS[name], converts="yes", upstream=upstream)] if name in ROWS else []
     return pytest.param(name, marks=marks)
 

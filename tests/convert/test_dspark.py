@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import MASK, VOCAB, Tensors, make_target, save
+from dflash_checkpoints import biased
 from dflash_convert.cli import convert
 from dflash_tools.errors import UserError
 from dspark_checkpoints import (
@@ -94,6 +95,7 @@ CASES: dict[str, Case] = {
         specforge(rope_scaling=LLAMA3), differs={"rope_freqs.weight": "upstream drops llama3 scaling of a drafter"}
     ),
     "specforge, sliding": Case(specforge(**SLIDING), differs=PATTERN),
+    "specforge, scaled and capped logits": Case(specforge({"output_multiplier": 0.5, "final_logit_softcapping": 20.0})),
     "keys in dspark_config alone": Case(
         specforge(dflash_config=None, dspark_config={"mask_token_id": MASK, "target_layer_ids": TAPS, **HEADS}),
         differs={
@@ -145,6 +147,11 @@ CASES: dict[str, Case] = {
                     sample_from_anchor=False)
     ),
     "speculators, confidence without Markov embedding": Case(speculators(confidence_head_with_markov=False)),
+    "speculators, biases": Case(speculators(attention_bias=True), edit=biased),
+    "speculators, gelu": Case(
+        speculators(hidden_act="gelu_pytorch_tanh"),
+        differs={"dflash.hidden_activation": "upstream writes none and llama.cpp would run silu"},
+    ),
     "speculators, type null": Case(
         speculators() | {"markov_head_type": None}, fails="unsupported markov_head_type None"
     ),
@@ -157,6 +164,7 @@ CASES: dict[str, Case] = {
 # rows of the table of formats, and what a case shows of upstream's converter
 ROWS = {
     "deepspec": ("DSpark (DeepSpec)", "its file lacks the head of untied targets"),
+    "deepspec, f32": ("DSpark (DeepSpec), weights that are not the target's", "its file lacks the head"),
     "deepspec, no Markov head": ("DFlash (DeepSpec: markov_rank 0)", "its file is read one slot off"),
     "specforge": ("DSpark (SpecForge)", "equal"),
     "specforge, yarn, both sections": ("DSpark (SpecForge), yarn", "equal"),
@@ -168,6 +176,14 @@ ROWS = {
         "DSpark (speculators), sliding and full layers", "its file lacks the causality of sliding layers"
     ),
     "gemma4, as published": ("DSpark (DeepSpec), Gemma 4 layers", "converter fails: KeyError: 'global_head_dim'"),
+    "speculators, gelu": ("DSpark (speculators), gelu", "its file lacks the activation"),
+    "speculators, biases": ("DSpark (speculators), attention biases", "the same file; not loaded"),
+    "speculators, confidence without Markov embedding": (
+        "DSpark (speculators), confidence of the state alone", "the same file; not loaded"
+    ),
+    "gemma4, logits capped": (
+        "DSpark (DeepSpec), Gemma 4 layers and capped logits", "converter fails: logit softcapping is not supported"
+    ),
 }  # fmt: skip
 
 

@@ -115,7 +115,8 @@ def drafts(
     """Convert a checkpoint of random weights, let the built driver draft after 100 and 600 tokens, and compare.
 
     drafts(pair, checkpoint, engine, reference) returns the gap over at least 40 blocks, not yet judged. `edit` changes
-    the drafter's file before it is run; `conversion` takes another target than the pair's GGUF.
+    the drafter's file before it is run; `conversion` takes another target than the pair's GGUF; `switch`: words that
+    select the engine, where they are not the fork's.
     """
 
     def run(
@@ -125,6 +126,7 @@ def drafts(
         model: DFlash | Eagle3,
         edit: Callable[[Path], None] = lambda path: None,
         conversion: Path | None = None,
+        switch: tuple[str, ...] | None = None,
     ) -> Gap:
         work = Path(tempfile.mkdtemp(dir=tmp_path))
         gguf = work / "drafter.gguf"
@@ -134,7 +136,8 @@ def drafts(
         texts = [prompts(pair, "hundred")[0], prompts(pair, "beyond-a-batch")[0]]
         # EAGLE3 drafts three tokens unless told otherwise; a longer chain feeds on itself more often
         depth = ("--spec-draft-n-max", "7") if engine == "eagle3" else ()
-        found = run_probe(probe, work / "probe", texts, DRAFTED_TOKENS, (*models, f"--{engine}", *depth, *EXACT))
+        words = (f"--{engine}", *depth) if switch is None else switch
+        found = run_probe(probe, work / "probe", texts, DRAFTED_TOKENS, (*models, *words, *EXACT))
         gap = compare([(job, target(pair).run(job.tokens)) for job in found], model, target(pair))
         assert gap.blocks >= 40, f"only {gap.blocks} blocks were drafted"
         assert gap.distinct >= 1.5 * gap.blocks, f"slots of a block hardly differ, the comparison shows little: {gap}"
