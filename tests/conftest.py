@@ -12,6 +12,10 @@ from dflash_tools.errors import UserError
 from dflash_tools.fork.build import bin_dir as built_programs
 from dflash_tools.tiny import CHECKOUT, TinyPair, cached_gguf, convert_tiny_drafter, convert_tiny_target
 
+# Tests run side by side. Two threads of a tiny matrix each, on two cores, mostly wait for each other: 181 s instead of
+# 20 s were seen. For torch here, in the workers and in every program started from a test; read when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 MADE = CHECKOUT / ".fork"
 CONVERTER = CHECKOUT / "convert" / "dflash_convert"
 
