@@ -141,6 +141,20 @@ def test_the_first_cases_are_visited_more_often_another_build_first_each_time(mo
     assert len(study.told) == 8
 
 
+def test_samples_that_fell_during_one_visit_are_said(monkeypatch):
+    class Warming(Told):
+        def _run(self, build, case, *rest):
+            super()._run(build, case, *rest)
+            fall = [11.0, 10.9, 10.7] if build.name == "upstream" else [10.0]
+            self.record.add("round_ms", build.name, "ms", fall, drafter="dflash", acceptance=case.acceptance)
+
+    study = Warming(monkeypatch)
+    study.run([Case("7", visits=2), Case("1")], 1, None)
+    assert study.visits.disturbances() == [
+        "samples of one visit run in one direction: rounds: acceptance 1 (upstream 11 to 10.7)"
+    ]
+
+
 def test_a_longer_prompt_is_expected_to_take_longer(monkeypatch):
     study = Told(monkeypatch)
     study.seconds[Case("7", (Probe(8000, 1, 1),))] = 2 * (5.0 + 8.0)  # two builds, 5 s to start, 1000 tokens a second
@@ -365,6 +379,7 @@ def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path):
     for series in [s for s in record.series if s.build == "fork" and s.name in ("decode_rate", "prefill_rate")]:
         assert list(record.select(series.name, FLOOR, **series.labels)), "every rate has its limit"
     assert all(value > 0 for s in record.series if s.name.endswith(("_ms", "_rate")) for value in s.values)
+    assert {len(s.values) for s in record.select("step_ms", "fork")} == {9}, "without the runs that warm up"
     assert record.conditions["shape"] == "tiny-hybrid" and record.conditions["drafter"]["depth"] == 7
     assert "Round, ms" in terminal(record)
     write(record, tmp_path / "record.json")

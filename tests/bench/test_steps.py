@@ -43,6 +43,20 @@ def test_llama_bench_times_every_number_of_rows_at_its_depth(bin_dir, tmp_path):
     assert all(0 < ms < 10_000 for step in steps for ms in step.samples_ms)
 
 
+BENCH = """#!/bin/sh
+while [ "$1" != -r ]; do shift; done
+echo '{"n_prompt": 1, "n_depth": 0, "samples_ns": ['"$(seq -s , "$2" -1 1)"']}'
+"""
+
+
+def test_runs_that_record_the_graph_are_left_out(tmp_path):
+    program = tmp_path / "llama-bench"
+    program.write_text(BENCH)
+    program.chmod(0o755)
+    (step,) = time_steps(tmp_path, tmp_path / "x.gguf", (1,), 3)
+    assert step.samples_ms == (3e-6, 2e-6, 1e-6)
+
+
 def test_a_model_that_does_not_load_is_said(bin_dir, tmp_path):
     (tmp_path / "empty.gguf").write_bytes(b"")
     with pytest.raises(UserError, match=r"llama-bench: ended with status"):

@@ -29,7 +29,8 @@ from dflash_tools.bench.record import BROKEN_OFF, FAILED, PLAIN, Record, Series
 from dflash_tools.bench.serving import MICRO_BATCH, Build, Files, run_case
 from dflash_tools.bench.shapes import SHAPES, find_shape
 from dflash_tools.bench.stats import median
-from dflash_tools.bench.steps import time_steps
+from dflash_tools.bench.steady import Visits
+from dflash_tools.bench.steps import WARM_UPS, time_steps
 from dflash_tools.bench.synth import Model, drafter_model, make_model, target_model
 from dflash_tools.bench.watch import Watch
 from dflash_tools.errors import UserError
@@ -117,7 +118,7 @@ def run_cost(args: argparse.Namespace) -> Record:
         raise UserError("nothing could be measured:\n" + "\n".join(record.notes))
     _add_floors(record, args.shape, target, drafter, depth)
     record.conditions["seconds"] = round(time.time() - started)
-    record.conditions["disturbances"] = [*others, *watch.disturbances()]
+    record.conditions["disturbances"] = [*others, *watch.disturbances(), *study.visits.disturbances()]
     record.conditions["host"] = {"name": platform.node(), "clocks": watch.clocks()}
     record.notes += [f"disturbed: {what}" for what in record.conditions["disturbances"]]
     return record
@@ -139,6 +140,10 @@ class Study:
     left_out: list[Case] = field(default_factory=list)
     turns: int = 0
     stopped: str = ""
+    visits: Visits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.visits = Visits(self.record)
 
     def run(self, cases: Sequence[Case], turns: int, deadline: float | None) -> None:
         """`deadline` is in seconds since the epoch. A case that cannot end before it is not begun."""
@@ -164,6 +169,7 @@ class Study:
                     start = time.time()
                     for build in self.order(turn + visit):
                         self._one(build, case)
+                        self.visits.count()
                     self.seconds[case] = max(self.seconds.get(case, 0.0), time.time() - start)
                 ran += 1
                 _say(f"turn {turn + 1}: {case.name}: {self.seconds[case]:.0f} s")
@@ -311,6 +317,7 @@ def _conditions(
         "server options": args.server_option,
         "rounds": args.rounds,
         "micro-batch": MICRO_BATCH,
+        "warm-up steps": WARM_UPS,
         "threads": args.threads or "default",
         "builds": {build.name: conditions.build(build.bin) for build in builds},
         "machine": machine.machine(),

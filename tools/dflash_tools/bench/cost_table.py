@@ -31,7 +31,7 @@ def cost_tables(record: Record) -> list[tuple[list[str], list[list[str]]]]:
     for name, title in _QUANTITIES.items():
         places: dict[str, dict[str, Series]] = {}
         for series in record.select(name):
-            places.setdefault(_place(series.labels), {})[series.build] = series
+            places.setdefault(place(series.labels), {})[series.build] = series
         if places and builds:
             floors = any(FLOOR in sides for sides in places.values())
             rate = name.endswith("_rate")
@@ -42,11 +42,11 @@ def cost_tables(record: Record) -> list[tuple[list[str], list[list[str]]]]:
                 *([" / ".join(builds[:2])] if len(builds) > 1 else []),
                 *(share if floors else []),
             ]
-            found.append((header, [_row(place, sides, builds, floors, rate) for place, sides in places.items()]))
+            found.append((header, [_row(where, sides, builds, floors, rate) for where, sides in places.items()]))
     return found
 
 
-def _row(place: str, sides: Mapping[str, Series], builds: list[str], floors: bool, rate: bool) -> list[str]:
+def _row(where: str, sides: Mapping[str, Series], builds: list[str], floors: bool, rate: bool) -> list[str]:
     values = [median(sides[b].values) if b in sides else None for b in builds]
     cells = [_number(value) for value in values]
     if len(builds) > 1:
@@ -56,11 +56,11 @@ def _row(place: str, sides: Mapping[str, Series], builds: list[str], floors: boo
         floor = median(sides[FLOOR].values) if FLOOR in sides else None
         share = (values[0] / floor if rate else floor / values[0]) if floor and values[0] else None
         cells += [_number(floor), "-" if share is None else f"{share:.0%}"]
-    return [place, *cells]
+    return [where, *cells]
 
 
-def _place(labels: Mapping[str, str]) -> str:
-    """`acceptance 7, context 8192`, without what is as usual; phases come first."""
+def place(labels: Mapping[str, str]) -> str:
+    """`acceptance 7, context 8192`, without what is as usual; phases come first, and `-` is a place without labels."""
     shown = dict(labels)
     first = [shown.pop(key) for key in ("phase", "part") if key in shown]
     drafter = shown.pop("drafter", None)
