@@ -8,7 +8,6 @@ machine drifts under both.
 from __future__ import annotations
 
 import argparse
-import platform
 import re
 import shlex
 import sys
@@ -119,7 +118,7 @@ def run_cost(args: argparse.Namespace) -> Record:
     _add_floors(record, args.shape, target, drafter, depth)
     record.conditions["seconds"] = round(time.time() - started)
     record.conditions["disturbances"] = [*others, *watch.disturbances(), *study.visits.disturbances()]
-    record.conditions["host"] = {"name": platform.node(), "clocks": watch.clocks()}
+    record.conditions["host"] = {"clocks": watch.clocks()}
     record.notes += [f"disturbed: {what}" for what in record.conditions["disturbances"]]
     return record
 
