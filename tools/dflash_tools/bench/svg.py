@@ -17,8 +17,7 @@ COLOURS = 8
 _HEIGHT = 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 44
 _BAR = 26
-_LABEL = 170
-_CHARACTERS = 24
+_CHARACTERS, _LETTER = 40, 6.4  # most that a label shows, and the width of one, roughly
 # A line is wider than the next one drawn over it, so that curves that coincide are all seen.
 _STROKE, _RADIUS, _WIDER, _WIDEST = 2.0, 3.5, 1.8, 7.0
 
@@ -53,7 +52,8 @@ def _stack(plot: Plot) -> str:
     sums = {row: sum(max(0.0, p.y) for p in plot.points if p.x == row) for row in rows}
     marks = ticks(max(sums.values()) or 1.0)
     height = _TOP + len(rows) * (_BAR + 10) + _BOTTOM
-    left, scale = _LABEL, (WIDTH - _LABEL - _RIGHT - 60) / marks[-1]
+    left = 16 + _LETTER * max(len(_cut(row)) for row in rows)
+    scale = (WIDTH - left - _RIGHT - 60) / marks[-1]
     parts = _grid_x(marks, lambda x: left + x * scale, height - _BOTTOM, plot.x_title)
     for i, row in enumerate(rows):
         y, x = _TOP + i * (_BAR + 10), float(left)
