@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import signal
 
 import pytest
@@ -13,6 +14,7 @@ from dflash_tools.bench.cases import FULL, LENGTHS, Case, Choices, Probe, mean_t
 from dflash_tools.bench.cli import main
 from dflash_tools.bench.cost import Study, add_cost_arguments, run_cost
 from dflash_tools.bench.cost_table import FLOOR
+from dflash_tools.bench.progress import Progress
 from dflash_tools.bench.record import PHASES, Record, read, write
 from dflash_tools.bench.report import terminal
 from dflash_tools.bench.serving import Build, _add_request, add_shared
@@ -139,6 +141,20 @@ def test_the_first_cases_are_visited_more_often_another_build_first_each_time(mo
         "fork", "upstream", "upstream", "fork", "fork", "upstream",
     ]  # fmt: skip
     assert len(study.told) == 8
+
+
+@pytest.mark.parametrize(("turns", "deadline", "starts"), [(2, None, 14), (1, 1006.9, 6)])
+def test_the_progress_is_of_the_starts_of_programs_that_there_is_time_for(monkeypatch, turns, deadline, starts):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    study = Told(monkeypatch, bar=lambda total: Progress(total, out))
+    study.run([Case(visits=2), Case("1"), Case("7")], turns, deadline)
+    assert (len(study.told), study.progress.done, study.progress.total) == (starts, starts, starts)
+    assert "[###" in out.getvalue() and f" {starts}/" in out.getvalue() and out.getvalue().endswith("\n")
+    assert "bench-dflash: turn 1: plain: 2 s\n" in out.getvalue()
 
 
 def test_samples_that_fell_during_one_visit_are_said(monkeypatch):

@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from dflash_tools.bench.cases import FULL, LENGTHS, ROWS, Case, Choices, Probe, 
 from dflash_tools.bench.cost_table import FLOOR
 from dflash_tools.bench.floor import Load, floor_ms, prefill_bytes, round_bytes, target_bytes
 from dflash_tools.bench.mixes import MIXES
+from dflash_tools.bench.progress import Progress
 from dflash_tools.bench.record import BROKEN_OFF, FAILED, PLAIN, Record, Series
 from dflash_tools.bench.serving import MICRO_BATCH, Build, Files, run_case
 from dflash_tools.bench.shapes import SHAPES, find_shape
@@ -139,42 +140,55 @@ class Study:
     left_out: list[Case] = field(default_factory=list)
     turns: int = 0
     stopped: str = ""
+    bar: Callable[[int], Progress] = Progress
+    progress: Progress = field(init=False)
     visits: Visits = field(init=False)
 
     def __post_init__(self) -> None:
+        self.progress = self.bar(0)
         self.visits = Visits(self.record)
 
     def run(self, cases: Sequence[Case], turns: int, deadline: float | None) -> None:
         """`deadline` is in seconds since the epoch. A case that cannot end before it is not begun."""
+        self.progress = self.bar(sum(self._starts(case, turn) for turn in range(turns) for case in cases))
         try:
             self._turns(cases, turns, deadline)
         except KeyboardInterrupt:
             if not self.seconds:
                 raise
             self.stopped = "interrupted"
+        finally:
+            self.progress.end()
 
     def _turns(self, cases: Sequence[Case], turns: int, deadline: float | None) -> None:
         for turn in range(turns):
             ran = 0
             for case in cases:
-                visits = case.visits if not turn else 1
-                if deadline and time.time() + visits * self._expected(case) > deadline:
-                    if not turn:
-                        self.left_out.append(case)
-                    continue
-                if case in self.left_out:
+                visits = self._visits(case, turn)
+                late = deadline is not None and time.time() + visits * self._expected(case) > deadline
+                if late and not turn:
+                    self.left_out.append(case)
+                if late or case in self.left_out:
+                    self.progress.total -= self._starts(case, turn)
                     continue
                 for visit in range(visits):
                     start = time.time()
                     for build in self.order(turn + visit):
                         self._one(build, case)
                         self.visits.count()
+                        self.progress.step(f"{build.name}, {case.name}")
                     self.seconds[case] = max(self.seconds.get(case, 0.0), time.time() - start)
                 ran += 1
-                _say(f"turn {turn + 1}: {case.name}: {self.seconds[case]:.0f} s")
+                self.progress.say(_line(f"turn {turn + 1}: {case.name}: {self.seconds[case]:.0f} s"))
             self.turns += ran == len(cases) - len(self.left_out)
             if not ran:
                 break
+
+    def _visits(self, case: Case, turn: int) -> int:
+        return case.visits if not turn else 1
+
+    def _starts(self, case: Case, turn: int) -> int:
+        return self._visits(case, turn) * len(self.builds)
 
     def order(self, turn: int) -> Sequence[Build]:
         """ABBA: who goes first changes with each turn."""
@@ -224,7 +238,7 @@ class Study:
                 run_case(build, case, self.files, self.depth, self.record, self.server_options)
         except UserError as error:
             self.failed[case, build.name] = str(error).splitlines()[0]
-            _say(f"{build.name}, {case.name}: {error}")
+            self.progress.say(_line(f"{build.name}, {case.name}: {error}"))
             if not any(s.build == build.name for s in self.record.series if s.name in ("decode_rate", "step_ms")):
                 failures = sum(name == build.name for _, name in self.failed)
                 self.useless |= {build.name} if failures >= _PATIENCE else set()
@@ -326,7 +340,11 @@ def _conditions(
 
 
 def _say(line: str) -> None:
-    print(f"bench-dflash: {line}", file=sys.stderr, flush=True)
+    print(_line(line), file=sys.stderr, flush=True)
+
+
+def _line(text: str) -> str:
+    return f"bench-dflash: {text}"
 
 
 def _words(text: str) -> tuple[str, ...]:

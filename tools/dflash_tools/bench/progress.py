@@ -11,10 +11,10 @@ _LINE_SECONDS = 30.0
 
 
 class Progress:
-    """`step("code, temperature 0")` for each finished request out of `total`."""
+    """`step("code, temperature 0")` for each finished piece of work out of `total`, which may change on the way."""
 
     def __init__(self, total: int, out: TextIO | None = None) -> None:
-        self.total = max(1, total)
+        self.total = total
         self.done = 0
         self.out = out or sys.stderr
         self.bar = self.out.isatty()
@@ -26,7 +26,7 @@ class Progress:
         left = (now - self.started) / self.done * max(0, self.total - self.done)
         state = f"{self.done}/{self.total} {what}, {_clock(left)} left"
         if self.bar:
-            filled = min(_WIDTH, _WIDTH * self.done // self.total)
+            filled = min(_WIDTH, _WIDTH * self.done // max(1, self.total))
             self.out.write(f"\r[{'#' * filled}{'-' * (_WIDTH - filled)}] {state}\x1b[K")
             self.out.flush()
         elif now - self.shown >= _LINE_SECONDS:
