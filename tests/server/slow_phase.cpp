@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -66,10 +67,11 @@ void common_speculative_accept(common_speculative * spec, int32_t seq_id, uint16
 }
 
 std::vector<int32_t> common_sampler_sample_and_accept_n(
-        common_sampler * smpl, llama_context * ctx, const std::vector<int> & idxs, const std::vector<int32_t> & draft, bool grammar_first) {
-    static const char * symbol = "_Z34common_sampler_sample_and_accept_nP14common_samplerP13llama_contextRKSt6vectorIiSaIiEES7_b";
+        common_sampler * smpl, llama_context * ctx, const std::vector<int> & idxs, const std::vector<int32_t> & draft, bool grammar_first,
+        const std::function<void(size_t, int32_t)> & on_sample) {
+    static const char * symbol = "_Z34common_sampler_sample_and_accept_nP14common_samplerP13llama_contextRKSt6vectorIiSaIiEES7_bRKSt8functionIFvmiEE";
     delay("sample");
-    return NEXT(common_sampler_sample_and_accept_n)(smpl, ctx, idxs, draft, grammar_first);
+    return NEXT(common_sampler_sample_and_accept_n)(smpl, ctx, idxs, draft, grammar_first, on_sample);
 }
 
 std::string common_token_to_piece(const llama_context * ctx, int32_t token, bool special) {

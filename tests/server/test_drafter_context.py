@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from dflash_tools.tiny import TINY_PAIRS
+from dflash_tools.tiny import EAGLE3, TINY_PAIRS
 from serving import LAYOUTS
 
 BLOCK = 8
@@ -18,3 +18,10 @@ def test_logits_are_reserved_for_the_blocks_of_the_slots(slots, pair, serving):
     limits = re.findall(r"n_outputs_max +=\s+(\d+)", server.log.read_text(errors="replace"))
     assert len(limits) >= 2, "the log does not name the output limits of target and drafter"
     assert int(limits[-1]) == slots * BLOCK
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_logits_of_an_eagle3_drafter_are_reserved_for_a_row_of_each_slot(slots, serving):
+    server = serving.drafted(EAGLE3, (*LAYOUTS[slots], "-lv", "5"))
+    limits = re.findall(r"n_outputs_max +=\s+(\d+)", server.log.read_text(errors="replace"))
+    assert int(limits[-1]) == slots

@@ -189,6 +189,13 @@ class LlamaClient:
         """Like `chat`, piece by piece. Close the stream early to cancel the request."""
         return self._stream("/v1/chat/completions", {"messages": list(messages), **params})
 
+    def events(self, path: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """POST `body` and return what came as the server wrote it: one document, with `stream` every event."""
+        if not body.get("stream"):
+            return [self._post(path, body)]
+        with self._stream(path, body) as stream:
+            return list(stream.events())
+
     def counted(self, request: Callable[[], Completion]) -> Counted:
         """Run one request and count its verify steps. Nothing else may use the server meanwhile."""
         before = self.spec_counters()
@@ -345,6 +352,15 @@ class CompletionStream:
         except (OSError, http.client.HTTPException) as cause:
             raise self.lost(self.path, cause) from cause
 
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The events as the server wrote them, instead of the pieces of text."""
+        try:
+            for line in self.response:
+                if (event := _event(line)) is not None:
+                    yield event
+        except (OSError, http.client.HTTPException) as cause:
+            raise self.lost(self.path, cause) from cause
+
     def completion(self) -> Completion:
         """The whole answer. Raises UserError if the stream ended without the server's last word."""
         for _ in self:
@@ -363,9 +379,9 @@ class CompletionStream:
 
     def _take(self, line: bytes) -> str:
         """Read one line of server-sent events; returns the text it adds."""
-        if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+        event = _event(line)
+        if event is None:
             return ""
-        event = json.loads(line[len(b"data: ") :])
         if "error" in event:
             raise _refused(self.path, event["error"].get("code", 0), event["error"])
         if "timings" in event:
@@ -380,6 +396,13 @@ class CompletionStream:
         if event["stop"]:
             self.finish, self.truncated = event["stop_type"], event["truncated"]
         return event["content"]
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """What one line of server-sent events says; None for the lines between and the last one."""
+    if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+        return None
+    return json.loads(line[len(b"data: ") :])
 
 
 def _plain(prompt: str | Sequence[int]) -> str | list[int]:
