@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 from itertools import count
 
 import pytest
 from dflash_tools.client import Completion, Counted, RefusedError, Timings, tokens_per_second, tokens_per_step
 from dflash_tools.errors import UserError
-from dflash_tools.server import LlamaServer, _free_port
+from dflash_tools.server import LlamaServer
 from dflash_tools.tiny import ATTENTION
 from serving import EXACT, LAYOUTS
 
@@ -64,14 +66,20 @@ def test_a_server_that_logs_nothing_and_has_options_of_its_own_gets_ready(start)
         assert server.completion("x", n_predict=1).timings.predicted_n == 1
 
 
-def test_nobody_else_is_given_the_port_of_a_server_that_loads():
-    held = _free_port("127.0.0.1")
-    others = [_free_port("127.0.0.1") for _ in range(50)]
-    ports = {other.getsockname()[1] for other in others}
-    for other in others:
-        other.close()
-    assert held.getsockname()[1] not in ports and len(ports) == 50
-    held.close()
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port cannot be held for another process")
+def test_nobody_else_is_given_the_port_of_a_server_that_loads(start, monkeypatch):
+    healthy, taken = LlamaServer.healthy, []
+
+    def asked_while_it_loads(server: LlamaServer) -> bool:
+        if not taken:
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", server.port))
+            taken.append(server.port)
+        return healthy(server)
+
+    monkeypatch.setattr(LlamaServer, "healthy", asked_while_it_loads)
+    with start() as server:
+        assert taken == [server.port]
 
 
 def test_a_server_that_dies_at_the_start_shows_its_last_words(start, tmp_path):
