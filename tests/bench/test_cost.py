@@ -10,6 +10,7 @@ import signal
 import pytest
 from bench_records import toy_cost
 from dflash_tools.bench import cost
+from dflash_tools.bench.bandwidth import copy_rates
 from dflash_tools.bench.cases import FULL, LENGTHS, Case, Choices, Probe, mean_tokens, plan, quick
 from dflash_tools.bench.cli import main
 from dflash_tools.bench.cost import Study, add_cost_arguments, run_cost
@@ -23,6 +24,12 @@ from dflash_tools.client import Completion, Counted, SpecTimings, Timings
 from dflash_tools.errors import UserError
 
 CHOICES = Choices(depth=15)
+
+
+@pytest.fixture
+def small_copies(monkeypatch):
+    """A bandwidth that means nothing, in no time."""
+    monkeypatch.setattr(cost, "copy_rates", lambda folder: copy_rates(folder, 1))
 
 
 # the plan
@@ -104,6 +111,11 @@ def test_tokens_of_a_round():
 # turns
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 class Told(Study):
     """A study that writes down what it would run; a second passes for every case."""
 
@@ -145,15 +157,11 @@ def test_the_first_cases_are_visited_more_often_another_build_first_each_time(mo
 
 @pytest.mark.parametrize(("turns", "deadline", "starts"), [(2, None, 14), (1, 1006.9, 6)])
 def test_the_progress_is_of_the_starts_of_programs_that_there_is_time_for(monkeypatch, turns, deadline, starts):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     out = Terminal()
     study = Told(monkeypatch, bar=lambda total: Progress(total, out))
     study.run([Case(visits=2), Case("1"), Case("7")], turns, deadline)
     assert (len(study.told), study.progress.done, study.progress.total) == (starts, starts, starts)
-    assert "[###" in out.getvalue() and f" {starts}/" in out.getvalue() and out.getvalue().endswith("\n")
+    assert "[###" in out.getvalue() and f" {starts}/" in out.getvalue()
     assert "bench-dflash: turn 1: plain: 2 s\n" in out.getvalue()
 
 
@@ -203,8 +211,10 @@ def test_what_was_measured_before_an_interruption_is_kept_and_said(monkeypatch):
                 raise KeyboardInterrupt
             super()._run(build, case, *rest)
 
-    study = Interrupted(monkeypatch)
+    out = Terminal()
+    study = Interrupted(monkeypatch, bar=lambda total: Progress(total, out))
     study.run(CASES, 2, None)
+    assert out.getvalue().endswith("left\x1b[K\n"), "what is said next does not begin behind the bar"
     assert len(study.told) == 3 and study.notes() == ["broken off: interrupted"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     try:
@@ -246,7 +256,7 @@ esac
 """
 
 
-def test_a_baseline_that_does_not_start_is_said_and_what_was_measured_kept(bin_dir, tmp_path, capsys):
+def test_a_baseline_that_does_not_start_is_said_and_what_was_measured_kept(bin_dir, tmp_path, small_copies, capsys):
     for name in ("llama-server", "llama-bench"):
         (tmp_path / name).write_text(DYING)
         (tmp_path / name).chmod(0o755)
@@ -371,7 +381,7 @@ def arguments(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path):
+def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path, small_copies):
     words = ["--shape", "tiny-hybrid", "--bin", bin_dir, "--baseline", bin_dir, "--models", tmp_path / "models"]
     words += ["--quick", "--turns", "1", "--rounds", "4", "--samples", "1", "--lengths", "1,4", "--rows", "1,8"]
     words += ["--prefill", "256", "--threads", "1", "--logs", tmp_path / "logs", "--slots", "1,2"]

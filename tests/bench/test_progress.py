@@ -32,7 +32,16 @@ def test_a_terminal_gets_a_bar_with_the_time_that_is_left(clock):
         bar.step("plain: code")
     assert "[########################] 4/4 plain: code, 0:00 left" in out.getvalue()
     bar.end()
-    assert out.getvalue().endswith("\n")
+    assert out.getvalue().endswith("left\x1b[K\n")
+
+
+def test_nothing_is_left_of_a_bar_that_a_line_took_the_place_of(clock):
+    out = Terminal()
+    bar = Progress(4, out)
+    bar.step("plain: code")
+    bar.say("done")
+    bar.end()
+    assert out.getvalue().endswith("left\x1b[K\r\x1b[Kdone\n")
 
 
 def test_a_file_gets_a_line_only_now_and_then(clock):

@@ -66,7 +66,7 @@ def test_a_model_that_does_not_load_is_said(bin_dir, tmp_path):
 
 
 def test_a_copy_is_measured_with_the_libraries_of_the_build(bin_dir):
-    rates = copy_rates(bin_dir)
+    rates = copy_rates(bin_dir, 16)
     assert len(rates) >= 3 and all(0.1 < rate < 20_000 for rate in rates)
 
 
@@ -84,7 +84,7 @@ def moved_libraries(bin_dir, tmp_path) -> Path:
 
 
 def test_libraries_without_a_run_path_are_found_beside_each_other(moved_libraries):
-    rates = copy_rates(moved_libraries)
+    rates = copy_rates(moved_libraries, 16)
     assert len(rates) >= 3 and all(0.1 < rate < 20_000 for rate in rates)
 
 

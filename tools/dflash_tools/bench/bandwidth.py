@@ -3,7 +3,7 @@
 ggml's own C interface does the copy, so any backend the build has is measured the way its kernels run. It happens in a
 process of its own, which leaves nothing on the device:
 
-    python -m dflash_tools.bench.bandwidth BIN_DIR     prints GB/s of each repeat as a JSON list
+    python -m dflash_tools.bench.bandwidth BIN_DIR [MIB]     prints GB/s of each repeat as a JSON list
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
-def copy_rates(bin_dir: Path) -> list[float]:
-    """GB/s (1e9 bytes; read and written both counted) of each repeat. Raises UserError when the copy cannot be made."""
-    command = [sys.executable, "-m", "dflash_tools.bench.bandwidth", str(bin_dir)]
+def copy_rates(bin_dir: Path, mib: int | None = None) -> list[float]:
+    """GB/s (1e9 bytes; read and written both counted) of each repeat. Raises UserError when the copy cannot be made.
+
+    `mib` is the size of what is copied; without it, much more than any cache holds.
+    """
+    size = [str(mib)] if mib else []
+    command = [sys.executable, "-m", "dflash_tools.bench.bandwidth", str(bin_dir), *size]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
         return [float(rate) for rate in json.loads(done.stdout.splitlines()[-1])]
@@ -80,12 +84,13 @@ def _open(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
-def _measure(bin_dir: Path) -> list[float]:
+def _measure(bin_dir: Path, mib: int) -> list[float]:
+    """`mib` 0: the usual size for the device."""
     base, ggml = _load(bin_dir)
     kind, backend = _backend(base, ggml)
-    copies = _COPIES[kind]
+    size, copies = mib << 20 or _BYTES[kind], _COPIES[kind]
     context = _call(base, "ggml_init", _InitParams(1 << 20, None, True))
-    rows = _BYTES[kind] // (4 * _COLUMNS)
+    rows = size // (4 * _COLUMNS)
     extents = (ctypes.c_int64(_COLUMNS), ctypes.c_int64(rows))
     source, place = (_call(base, "ggml_new_tensor_2d", context, _F32, *extents) for _ in range(2))
     graph = _call(base, "ggml_new_graph", context)
@@ -93,7 +98,7 @@ def _measure(bin_dir: Path) -> list[float]:
         _call(base, "ggml_build_forward_expand", graph, _call(base, "ggml_cpy", context, source, place))
     buffer = _call(base, "ggml_backend_alloc_ctx_tensors", context, backend)
     if not buffer:
-        raise UserError(f"no room for two tensors of {_BYTES[kind] >> 20} MiB on the device")
+        raise UserError(f"no room for two tensors of {size >> 20} MiB on the device")
     base.ggml_backend_buffer_clear(buffer, ctypes.c_uint8(0x5A))
     rates = []
     for _ in range(_REPEATS + 1):
@@ -101,7 +106,7 @@ def _measure(bin_dir: Path) -> list[float]:
         if base.ggml_backend_graph_compute(backend, graph):
             raise UserError("ggml could not run the copy")
         base.ggml_backend_synchronize(backend)
-        rates.append(2e-9 * _BYTES[kind] * copies / (time.perf_counter() - start))
+        rates.append(2e-9 * size * copies / (time.perf_counter() - start))
     return rates[1:]  # the first one pages memory in
 
 
@@ -124,6 +129,6 @@ def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> ctypes.c_void_p:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(_measure(Path(sys.argv[1]))))
+        print(json.dumps(_measure(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)))
     except UserError as error:
         raise SystemExit(str(error)) from error

@@ -18,6 +18,7 @@ class Progress:
         self.done = 0
         self.out = out or sys.stderr
         self.bar = self.out.isatty()
+        self.drawn = False
         self.started = self.shown = time.monotonic()
 
     def step(self, what: str) -> None:
@@ -29,17 +30,21 @@ class Progress:
             filled = min(_WIDTH, _WIDTH * self.done // max(1, self.total))
             self.out.write(f"\r[{'#' * filled}{'-' * (_WIDTH - filled)}] {state}\x1b[K")
             self.out.flush()
+            self.drawn = True
         elif now - self.shown >= _LINE_SECONDS:
             self.shown = now
             self.say(state)
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
+        self.drawn = False
         self.out.write(f"{chr(13) + chr(27) + '[K' if self.bar else ''}{line}\n")
         self.out.flush()
 
     def end(self) -> None:
-        if self.bar and self.done:
+        """What is written next has a line of its own."""
+        if self.drawn:
+            self.drawn = False
             self.out.write("\n")
             self.out.flush()
 
