@@ -138,7 +138,12 @@ def drafts(
         depth = ("--spec-draft-n-max", "7") if engine == "eagle3" else ()
         words = (f"--{engine}", *depth) if switch is None else switch
         found = run_probe(probe, work / "probe", texts, DRAFTED_TOKENS, (*models, *words, *EXACT))
-        gap = compare([(job, target(pair).run(job.tokens)) for job in found], model, target(pair))
+        truths = [(job, target(pair).run(job.tokens)) for job in found]
+        for job, truth in truths:
+            start = len(job.prompt)
+            greedy = truth.logits[start - 1 : -1].argmax(-1).tolist()
+            assert job.tokens[start:] == greedy, "the text is not the target's own"
+        gap = compare(truths, model, target(pair))
         assert gap.blocks >= 40, f"only {gap.blocks} blocks were drafted"
         assert gap.distinct >= 1.5 * gap.blocks, f"slots of a block hardly differ, the comparison shows little: {gap}"
         return gap
