@@ -16,6 +16,7 @@ from random_drafters import write_dflash, write_muse, write_speculators
 from reference_dflash import DFlash
 from reference_dflash2 import DFlash2
 from reference_math import load_checkpoint
+from trained_by_speculators import models
 from transformers import Qwen3Config
 
 # Two torch models of one formula in float32. Measured at most 3.9e-5 (peaked distributions, random features).
@@ -152,12 +153,8 @@ def test_muse_equals_transformers(types, inputs, tmp_path):
 @torch.inference_mode()
 def test_speculators_equal_its_modules(kind, inputs, tmp_path):
     """The modules by hand, with the attention mask of a trained block: its loss is all that speculators computes."""
-    pytest.importorskip("speculators", reason="pip install --no-deps speculators==0.9.0")
-    if kind == "dflash":
-        from speculators.models.dflash.model_definitions import Qwen3DFlashDecoderLayer as Layer
-    else:
-        from speculators.models.dflash2.model_definitions import CandidateSelector
-        from speculators.models.dflash2.model_definitions import Qwen3DFlash2DecoderLayer as Layer
+    definitions = models(f"{kind}.model_definitions")
+    layer_class = definitions.Qwen3DFlashDecoderLayer if kind == "dflash" else definitions.Qwen3DFlash2DecoderLayer
     from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
     sizes = {} if kind == "dflash" else SIZES
@@ -173,7 +170,7 @@ def test_speculators_equal_its_modules(kind, inputs, tmp_path):
         at = positions(ours, context)
         rope = Qwen3RotaryEmbedding(config)(x, at)
         for i in range(config.num_hidden_layers):
-            layer = Layer(config, i, **({"block_size": ours.block_size} | conv if conv else {})).eval()
+            layer = layer_class(config, i, **({"block_size": ours.block_size} | conv if conv else {})).eval()
             prefix = f"layers.{i}."
             layer.load_state_dict({n[len(prefix) :]: w for n, w in ours.weights.items() if n.startswith(prefix)})
             seen = ours.visible(i, at[0, context:], at[0])[None, None]
@@ -184,7 +181,7 @@ def test_speculators_equal_its_modules(kind, inputs, tmp_path):
         logits = normed @ head.T
         assert gap_of(ours.logits(states, head), logits) <= TOLERANCE
         if kind == "dflash2":
-            selector = CandidateSelector(vocab_size=1024, hidden_size=256, rank=8, top_k=6)
+            selector = definitions.CandidateSelector(vocab_size=1024, hidden_size=256, rank=8, top_k=6)
             start = "candidate_selector."
             selector.load_state_dict({n[len(start) :]: w for n, w in ours.weights.items() if n.startswith(start)})
             draft, before = [], torch.tensor([ANCHOR])

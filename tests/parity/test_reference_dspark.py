@@ -5,9 +5,6 @@ pip install --no-deps speculators==0.9.0
 
 from __future__ import annotations
 
-import sys
-import types
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,8 @@ import torch
 from parity_cases import TINY
 from random_dspark import write_dspark_speculators
 from reference_dspark import DSpark
+from trained_by_speculators import models
 
-pytestmark = pytest.mark.skipif(find_spec("speculators") is None, reason="speculators is not installed")
 TAPS, MASK, SEED = [1, 3, 4], 7, 5
 FORMS = {
     "anchor-first": {},
@@ -34,19 +31,12 @@ FORMS = {
 }  # fmt: skip
 
 
-def package_model(checkpoint: Path, embeddings: torch.Tensor, head: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+def package_model(checkpoint: Path, embeddings: torch.Tensor, head: torch.Tensor):
     """The package's own model with the weights of a checkpoint, and the target's where it has none."""
-    # what it imports for training data only, with packages of its own
-    stub = types.ModuleType("speculators.train.data")
-    stub.BatchType = dict
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    from speculators.models.dspark.config import DSparkSpeculatorConfig
-    from speculators.models.dspark.core import DSparkDraftModel
-
     reference = DSpark.load(checkpoint)
-    config = DSparkSpeculatorConfig.from_pretrained(checkpoint)
+    config = models("dspark.config").DSparkSpeculatorConfig.from_pretrained(checkpoint)
     config.transformer_layer_config._attn_implementation = "eager"
-    model = DSparkDraftModel(config).eval()
+    model = models("dspark.core").DSparkDraftModel(config).eval()
     weights = {"embed_tokens.weight": embeddings, "lm_head.weight": head} | reference.weights
     missing, unknown = model.load_state_dict(weights, strict=False)
     assert not unknown
@@ -55,10 +45,10 @@ def package_model(checkpoint: Path, embeddings: torch.Tensor, head: torch.Tensor
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_scores_and_confidences_of_a_block_are_those_of_the_package(name, target, tmp_path, monkeypatch):
+def test_scores_and_confidences_of_a_block_are_those_of_the_package(name, target, tmp_path):
     pair = target("qwen3")
     checkpoint = write_dspark_speculators(tmp_path / "hf", TINY / "qwen3" / "target", SEED, TAPS, MASK, **FORMS[name])
-    model, reference = package_model(checkpoint, pair.embeddings, pair.head, monkeypatch)
+    model, reference = package_model(checkpoint, pair.embeddings, pair.head)
     block, n = reference.block_size, 40
     tokens = torch.randint(8, 1000, (1, n + block + 4), generator=torch.Generator().manual_seed(SEED))
     features = torch.randn(1, tokens.shape[1], 3 * 256, generator=torch.Generator().manual_seed(SEED))
