@@ -8,6 +8,7 @@ import pytest
 from bench_records import GREEDY, add_prompt, run_record, toy_cost, toy_run
 from dflash_tools.bench.cli import main
 from dflash_tools.bench.compare import compare
+from dflash_tools.bench.cost_table import FLOOR
 from dflash_tools.bench.record import Answer, write
 from dflash_tools.errors import UserError
 
@@ -32,6 +33,26 @@ def test_every_difference_is_named_at_once():
     two.conditions |= {"max_tokens": 9, "machine": {"driver": "1"}}
     with pytest.raises(UserError, match=r"machine\.driver(.|\n)*max_tokens"):
         compare(toy_run(), two, NAMES)
+
+
+def test_records_of_different_commands_are_refused_whatever_is_allowed():
+    with pytest.raises(UserError, match=r"a\.json is of bench-dflash run and b\.json of bench-dflash cost"):
+        compare(toy_run(), toy_cost(), NAMES, ["kind", "target", "shape", "baselines"])
+
+
+def test_a_floor_is_not_compared_as_if_it_had_been_measured():
+    record = toy_cost()
+    record.add("step_ms", FLOOR, "ms", [5.0], rows=1)
+    assert {row[1] for row in compare(record, record, NAMES)[0].rows} == {"fork", "upstream"}
+
+
+def test_records_of_the_same_name_are_told_apart(tmp_path, capsys):
+    one, two = toy_cost(), toy_cost()
+    two.conditions["shape"] = "other"
+    for folder, record in (("a", one), ("b", two)):
+        write(record, tmp_path / folder / "record.json")
+    assert main(["compare", *(str(tmp_path / folder / "record.json") for folder in "ab")]) == 1
+    assert f"{tmp_path}/a/record.json and {tmp_path}/b/record.json were not" in capsys.readouterr().err
 
 
 def test_a_faster_build_is_faster_by_its_ratio():

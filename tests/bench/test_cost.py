@@ -393,6 +393,8 @@ def test_a_whole_run_on_a_tiny_shape(bin_dir, tmp_path, small_copies):
         assert {s.labels["drafter"] for s in record.select("prefill_rate", build)} == {"none", "dflash"}
         parts = {s.labels["part"] for s in record.select("memory", build, drafter="none")}
         assert {"target model (host)", "target kv (host)", "target states (host)", "target compute (host)"} <= parts
+        parts = {s.labels["part"] for s in record.select("memory", build, drafter="dflash")}
+        assert {"drafter model (host)", "drafter kv (host)"} <= parts, "whatever acceptances were asked for"
         one = next(record.select("tokens_per_round", build, acceptance="1"))
         assert one.values == (1.0,), "nothing is accepted at length 1"
     drawn = [next(record.select("tokens_per_round", b, acceptance="4")).values for b in ("fork", "upstream")]

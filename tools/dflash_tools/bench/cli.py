@@ -144,7 +144,8 @@ def _run(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     one, two = (records.read(path) for path in args.records)
     a, b = args.records
-    found = compare(one, two, (a.name, b.name), args.allow)
+    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+    found = compare(one, two, names, args.allow)
     alike = [line for line in brief(one) if line in brief(two)]
     print(blocks("\n".join([f"A = {a}, B = {b}", *alike]), found))
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dflash_tools.bench.cost_table import FLOOR
 from dflash_tools.bench.record import BROKEN_OFF, FAILED, Record, unlike
 from dflash_tools.bench.report import Section, interval
 from dflash_tools.bench.stats import LEVEL, Interval, median, ratio_of_medians, ratio_of_passes
@@ -20,6 +21,11 @@ _AMOUNTS = ("count", "tokens", "MiB")
 
 def compare(one: Record, two: Record, names: tuple[str, str], allowed: Sequence[str] = ()) -> list[Section]:
     """Tables of ratios. Raises UserError naming every condition in which the records differ."""
+    if one.kind != two.kind:
+        raise UserError(
+            f"{names[0]} is of bench-dflash {one.kind} and {names[1]} of bench-dflash {two.kind}, which measure other "
+            "things; compare two of the same command"
+        )
     if different := unlike(one, two, allowed):
         listed = "\n".join(f"  {line}" for line in different)
         raise UserError(
@@ -33,7 +39,7 @@ def compare(one: Record, two: Record, names: tuple[str, str], allowed: Sequence[
 
 
 def _quantities(one: Record, two: Record) -> list[Section]:
-    before = {_key(s.name, s.build, s.labels): s for s in one.series}
+    before = {_key(s.name, s.build, s.labels): s for s in one.series if s.build != FLOOR}  # which nobody measured
     rows = []
     for series in two.series:
         old = before.get(_key(series.name, series.build, series.labels))

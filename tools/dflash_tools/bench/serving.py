@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dflash_tools.bench import card
-from dflash_tools.bench.cases import FULL, Case, Probe, mean_tokens
+from dflash_tools.bench.cases import Case, Probe, mean_tokens
 from dflash_tools.bench.memory import host_mib, memory_parts
 from dflash_tools.bench.record import PHASES, Record
 from dflash_tools.bench.synth import FIRST_PLAIN
@@ -195,8 +195,8 @@ def _add_memory(
     record: Record, build: Build, case: Case, depth: int, log: Path, totals: Mapping[str, float | None]
 ) -> None:
     """Parts from the log, and totals from the outside where the machine tells them."""
-    if case.acceptance not in (None, FULL, "7") or case.sampler == "host":
-        return  # neither changes what is allocated
+    if case.sampler == "host":
+        return  # these rows are of sampling on the device, as the tables say
     labels = {"drafter": case.drafter, "size": case.slots * case.cells(depth), "kv": case.kv, "slots": case.slots}
     for part in memory_parts(log.read_text(errors="replace")):
         record.add("memory", build.name, "MiB", [part.mib], part=part.name, **labels)
