@@ -25,3 +25,10 @@ def test_logits_of_an_eagle3_drafter_are_reserved_for_a_row_of_each_slot(slots, 
     server = serving.drafted(EAGLE3, (*LAYOUTS[slots], "-lv", "5"))
     limits = re.findall(r"n_outputs_max +=\s+(\d+)", server.log.read_text(errors="replace"))
     assert int(limits[-1]) == slots
+
+
+def test_fitting_to_the_device_counts_the_drafter(pair, serving):
+    """Also one that borrows the target's embeddings and head, as all these do."""
+    log = serving.drafted(pair).log.read_text(errors="replace")
+    assert "fitting without it" not in log
+    assert "requires ctx_other" not in log
