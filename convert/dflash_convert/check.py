@@ -80,9 +80,8 @@ def check_target(where: Path, drafter: Drafter, target: Target) -> None:
     n = target.n_layers
     if n is None:
         return
-    # the input of layer n is the output of the last one; only some targets of llama.cpp can be tapped there
-    final = target.has_final_state if drafter.arch == "eagle3" else target.has_final_tap
-    last = n if final else n - 1
+    # the input of layer n is the output of the last one; only some targets can be tapped there
+    last = n if target.has_final_tap else n - 1
     wrong = [t for t in drafter.taps if not 0 <= t <= last]
     if wrong:
         raise UserError(

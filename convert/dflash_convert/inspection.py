@@ -191,8 +191,9 @@ def _drafts_from_anchor(drafter: Drafter) -> bool:
 def _expect(report: Report, drafter: Drafter, vocabulary: int, loaded: LoadedTarget | None) -> None:
     target = loaded.target if loaded else _UNKNOWN
     taps = ", ".join(map(str, drafter.taps))
-    # the input of layer n is the output of the last of n, which few targets give to DFlash
-    least = max(drafter.taps, default=0) + (drafter.arch != "eagle3")
+    last = max(drafter.taps, default=0)
+    # the input of layer n is the output of the last of n, which some targets hand out
+    least = last if target.has_final_tap and target.n_layers == last else last + 1
     rows: Mapping[str, tuple[object, object]] = {
         "hidden size": (drafter.target_hidden_size, target.hidden_size),
         "layers": (f"{least} or more; reads the inputs of {taps}", target.n_layers),

@@ -16,16 +16,15 @@ from dflash_convert.jsonfile import MAX_FLOAT, Config, read_json_object
 from dflash_convert.safetensors_file import read_safetensors
 from dflash_convert.tensors import FileReader, LazyTensor
 
-# Targets whose last layer's output llama.cpp can hand to a DFlash drafter (`t_layer_inp[n_layer]`).
+# Targets of which the fork hands out what leaves the last layer, before the final norm (`t_layer_inp[n_layer]`).
 _FINAL_TAP = frozenset({
     "DeepseekV4ForCausalLM", "NemotronHForCausalLM", "MiMoV2ForCausalLM", "MiMoV2FlashForCausalLM",
-    "deepseek4", "nemotron_h", "nemotron_h_moe", "mimo2",
-})  # fmt: skip
-# Targets of which llama.cpp hands EAGLE3 no state after the last layer (their graphs do not set `t_h_nextn`): it would
-# read memory that nobody wrote.
-_NO_FINAL_STATE = frozenset({
-    "LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
-    "llama", "qwen3", "qwen3moe",
+    "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration", "GptOssForCausalLM",
+    "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
+    "Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration", "Step3p5ForCausalLM",
+    "deepseek4", "nemotron_h", "nemotron_h_moe", "mimo2", "gemma4", "gpt-oss", "llama", "qwen3", "qwen35",
+    "qwen35moe", "qwen3moe", "qwen3next", "step35",
 })  # fmt: skip
 _DRAFTER_ARCHS = frozenset({"dflash", "eagle3", "dflash-draft", "qwen35-dflash-draft", "gemma4-dflash-draft"})
 _TEXT_PREFIXES = ("model.", "model.language_model.", "language_model.model.", "language_model.", "")
@@ -59,12 +58,8 @@ class Target:
 
     @property
     def has_final_tap(self) -> bool:
+        """Whether a drafter can read what leaves its last layer."""
         return self.architecture in _FINAL_TAP
-
-    @property
-    def has_final_state(self) -> bool:
-        """Whether EAGLE3 can read what leaves its last layer."""
-        return self.architecture not in _NO_FINAL_STATE
 
     def embedding(self) -> LazyTensor | None:
         """Its token embeddings, None if the weights are not here or quantised."""

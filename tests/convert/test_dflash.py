@@ -416,8 +416,8 @@ def test_dflash2_needs_the_whole_vocabulary_and_the_bonus_anchor(refuse: Refuse)
 
 
 def test_taps_of_speculators_are_checked_as_inputs(refuse: Refuse) -> None:
-    config = speculators_config(aux_hidden_state_layer_ids=[1, 3, 8])
-    refuse(config, speculators_tensors(config), "input of layer 8", "0 to 7")
+    config = speculators_config(aux_hidden_state_layer_ids=[1, 3, 9])
+    refuse(config, speculators_tensors(config), "input of layer 9", "0 to 8")
 
 
 def test_d2t_of_speculators_is_checked(refuse: Refuse) -> None:

@@ -395,8 +395,8 @@ REFUSALS: dict[str, tuple[Config, Callable[[Tensors], Tensors], tuple[str, ...]]
     "rank that is too large": (deepspec(markov_rank=1 << 30), lambda t: t, ("markov_rank is 1073741824", "65536")),
     "no mask token": (deepspec(mask_token_id=None), lambda t: t, ("mask_token_id is missing",)),
     "no ids, flat": (deepspec(target_layer_ids=None), lambda t: t, ("target_layer_ids is missing",)),
-    "final layer of a target that cannot hand it over": (
-        deepspec(target_layer_ids=[0, 2, 7]), lambda t: t, ("layer 8", "inputs 0 to 7"),
+    "layer that the target has not": (
+        deepspec(target_layer_ids=[0, 2, 8]), lambda t: t, ("layer 9", "inputs 0 to 8"),
     ),
     "d2t missing": (speculators(), lambda t: {n: x for n, x in t.items() if n != "d2t"}, ("missing: d2t (192)",)),
     "d2t of absolute ids": (

@@ -78,6 +78,7 @@ def test_copies_of_the_target_are_left_out(
         pytest.param(eagle3_config(eagle_config={"layer_ids": [1, 3, 6]}), (1, 3, 6), id="vLLM's own name: inputs"),
         pytest.param(eagle3_config(eagle_config={NESTED: [-1, 3, 6]}), (0, 4, 7), id="output of the embeddings"),
         pytest.param(eagle3_config(eagle_config={NESTED: [0, 1, 2]}, **{NESTED: [3, 4, 5]}), (3, 4, 5), id="both"),
+        pytest.param(eagle3_config(target_layer_ids=[0, 3, 6]), (1, 4, 7), id="DeepSpec: outputs"),
         pytest.param(of_speculators(), (2, 4, 5), id="speculators, none"),
         pytest.param(of_speculators(**{NESTED: [1, 4, 7]}), (1, 4, 7), id="speculators: inputs"),
     ],
@@ -86,11 +87,11 @@ def test_layers_are_those_the_producer_means(config: dict[str, Any], taps: tuple
     assert read(config).taps == taps
 
 
-def test_state_after_the_last_layer_is_read_where_llama_cpp_hands_it_out(read: Any, tmp_path: Path) -> None:
-    on = make_target(tmp_path / "qwen35", architecture="Qwen3_5ForCausalLM", rope_parameters=MROPE)
-    assert read(of_speculators(**{NESTED: [1, 4, 8]}), on=on).taps == (1, 4, 8)
+def test_state_after_the_last_layer_is_read_where_the_fork_hands_it_out(read: Any, tmp_path: Path) -> None:
+    assert read(of_speculators(**{NESTED: [1, 4, 8]})).taps == (1, 4, 8)
+    on = make_target(tmp_path / "qwen2", architecture="Qwen2ForCausalLM", model_type="qwen2")
     with pytest.raises(UserError, match="inputs 0 to 7 can be tapped"):
-        read(of_speculators(**{NESTED: [1, 4, 8]}))
+        read(of_speculators(**{NESTED: [1, 4, 8]}), on=on)
 
 
 def test_taps_are_said_and_can_be_overridden(read: Any, target: Path, tmp_path: Path, capsys: Any) -> None:
@@ -164,6 +165,17 @@ def test_flags_in_eagle_config_hold(read: Any, tmp_path: Path) -> None:
     assert contents(tmp_path / "o.gguf")["enc.output_norm.weight"][1] == [3 * HIDDEN]
 
 
+def test_norms_of_queries_and_keys_are_reordered_as_their_rows(tmp_path: Path, target: Path) -> None:
+    tensors = eagle3_tensors(eagle3_config())
+    for name in "qk":
+        tensors[f"midlayer.self_attn.{name}_norm.weight"] = torch.arange(16.0)
+    out = tmp_path / "o.gguf"
+    convert(save(tmp_path / "drafter", eagle3_config(), tensors), target, out)
+    order = torch.arange(16.0).view(2, 8).T.flatten().numpy().tobytes()
+    found = contents(out)
+    assert found["blk.0.attn_q_norm.weight"][2] == found["blk.0.attn_k_norm.weight"][2] == order
+
+
 def test_only_rotated_dimensions_are_reordered(tmp_path: Path, target: Path) -> None:
     """Of heads of 16 dimensions the first 8 are rotated: pairs (i, i + 4) become neighbours, the rest stays."""
     config = eagle3_config(partial_rotary_factor=0.5)
@@ -181,7 +193,7 @@ def test_only_rotated_dimensions_are_reordered(tmp_path: Path, target: Path) -> 
 @pytest.mark.parametrize(
     ("config", "more", "part"),
     [
-        ({}, {"{}.self_attn.q_norm.weight": (16,)}, "no norms of queries and keys"),
+        ({}, {"{}.self_attn.q_norm.weight": (16,)}, "missing: layers.0.self_attn.k_norm.weight (16)"),
         ({"num_hidden_layers": 2}, {}, "num_hidden_layers is 2"),
         ({}, {"layers.1.mlp.up_proj.weight": (96, 64)}, "exactly one layer"),
         ({"fc_norm": True}, {}, "no norms per tapped layer"),
@@ -191,13 +203,14 @@ def test_only_rotated_dimensions_are_reordered(tmp_path: Path, target: Path) -> 
         ({"norm_output": True}, {}, "feeds back the state before the norm"),
         ({"attention_bias": True}, {}, "no attention biases"),
         ({"quantization_config": {"quant_method": "fp8"}}, {}, "take the original one"),
-        ({NESTED: [1, 2, 3, 4, 5]}, {}, "names 5 layers; llama.cpp's EAGLE3 taps exactly 3"),
+        ({NESTED: [1, 2, 3, 4, 5]}, {}, "5 tapped layers of a target with hidden size 64 need (64, 320)"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, {}, "EAGLE before EAGLE3"),
         ({"layer_types": ["sliding_attention"]}, {}, "no window"),
         ({"hidden_act": "gelu"}, {}, "llama.cpp's EAGLE3 has silu"),
         ({}, {"{}.self_attn.kv_a_proj_with_mqa.weight": (64, 64)}, "MLA"),
         ({"architectures": ["Eagle3DeepseekV2ForCausalLM"]}, {}, "MLA"),
-        ({"architectures": ["Qwen3Eagle3Model"]}, {}, "DeepSpec"),
+        ({"architectures": ["Qwen3Eagle3Model"]}, {}, "missing: layers.0.self_attn.q_norm.weight (16)"),
+        ({"target_layer_ids": [0, 3, 7]}, {}, "DeepSpec takes transformers' last hidden state for it"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "partial_rotary_factor": 0.5}, {}, "not read"),
     ],
 )

@@ -156,4 +156,4 @@ def test_scale_that_a_gemma_drafter_states_itself_holds(tmp_path: Path) -> None:
 
 def test_last_tap_needs_a_target_that_hands_it_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="input of layer 70"):
-        read("MiMo-V2.5-Pro-FP4-DFlash", tmp_path, target_architecture="Qwen3ForCausalLM")
+        read("MiMo-V2.5-Pro-FP4-DFlash", tmp_path, target_architecture="Qwen2ForCausalLM")

@@ -45,7 +45,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = [
     ("a DSpark drafter with layers of its target", "Qwen3's", named("K3DSparkModel"), {}),
     ("a DSpark drafter with layers of its target", "Qwen3's", named("MuseSparkDSparkModel"), {}),
     ("a DSpark drafter with layers of its target", "Qwen3's", named("DSparkV41DraftModel"), {}),
-    ("DeepSpec's EAGLE3", "five layers", {**eagle3_config(), "architectures": ["Qwen3Eagle3Model"]}, {}),
+    ("EAGLE3 over Gemma 4's layers", "other norms", {**eagle3_config(), "architectures": ["Gemma4Eagle3Model"]}, {}),
     ("MTP", "draft-mtp", of_speculators("mtp", "MTPDraftModel"), {}),
     ("a drafter with MLA", "shared latent", eagle3_config(), {"midlayer.self_attn.kv_a_proj_with_mqa.weight": ONE}),
     ("a drafter with MLA", "shared latent", {**eagle3_config(), "architectures": ["Eagle3DeepseekV3ForCausalLM"]}, {}),

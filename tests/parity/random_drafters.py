@@ -186,7 +186,9 @@ def write_eagle3(
     draw, hidden, vocabulary = Draw(seed), config["hidden_size"], config["vocab_size"]
     small = vocabulary if full_vocabulary else vocabulary // 4
     config["draft_vocab_size"] = small
-    width = 3 * (config.get("target_hidden_size") or hidden)
+    places = {**config, **(config.get("eagle_config") or {})}
+    ids = next((places[k] for k in ("eagle_aux_hidden_state_layer_ids", "target_layer_ids") if k in places), [0] * 3)
+    width = len(ids) * (config.get("target_hidden_size") or hidden)
     weights = {
         "fc.weight": draw.matrix(hidden, width),
         "norm.weight": draw.norm(hidden),
@@ -194,6 +196,8 @@ def write_eagle3(
         "midlayer.hidden_norm.weight": draw.norm(hidden),
         **draw.block("midlayer.", config, 2 * hidden),
     }
+    if config["model_type"] == "qwen3":
+        weights |= {f"midlayer.self_attn.{n}_norm.weight": draw.norm(config["head_dim"], 2.0) for n in "qk"}
     if (config.get("eagle_config") or config).get("norm_before_fc"):
         weights["input_norm.weight"] = draw.norm(width)
     if own_embeddings:

@@ -2,7 +2,7 @@
 
     g_t    = fc [hs of the three tapped layers at t]
     pair t = (token t + 1, g_t), at rotary position t
-    u      = [rms(E[token], input_layernorm), rms(g, hidden_norm)]
+    u      = [rms(E[token], input_layernorm), rms(g, hidden_norm)]       (Qwen3's layers norm the heads of q and k)
     h      = res + Wo attend(rope(Wq u), rope(Wk u), Wv u)      causal, so a pair's state depends on no later pair;
     p      = h + mlp(rms(h, post_attention_layernorm))          res = g, with norm_before_residual rms(g, hidden_norm)
     logits = Head rms(p, norm)                                  over the draft vocabulary: target id = i + d2t[i]
@@ -23,7 +23,7 @@ from reference_math import Tensor, attend, load_checkpoint, of_layer, rms, rope_
 
 @dataclass
 class Eagle3:
-    """A one-layer Llama-style checkpoint (`midlayer.*` or `layers.0.*`), with or without own embeddings.
+    """A one-layer Llama- or Qwen3-style checkpoint (`midlayer.*` or `layers.0.*`), with or without own embeddings.
 
     Knows the flat layouts and speculators' nested one, whose ids are inputs and whose trainer norms the residual.
     """
@@ -43,9 +43,11 @@ class Eagle3:
         """Layers of the target whose *output* is read.
 
         Ids at top level (vLLM, speculators) name the layer whose input is read, ids in `eagle_config` (SpecForge) the
-        layer whose output is read; without either the inputs of layers 2, L/2 and L - 3 are meant.
+        layer whose output is read, as `target_layer_ids` (DeepSpec) do; without any the inputs of layers 2, L/2 and
+        L - 3 are meant.
         """
         nested = (self.config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+        nested = nested or self.config.get("target_layer_ids")
         if nested:
             return list(nested)
         default = [2, target_layers // 2, target_layers - 3]
@@ -87,6 +89,8 @@ class Eagle3:
         hidden = rms(g, w["hidden_norm.weight"], eps)
         u = torch.cat([rms(e, w["input_layernorm.weight"], eps), hidden], -1)
         q, k, v = ((u @ w[f"self_attn.{n}_proj.weight"].T).unflatten(-1, (-1, config["head_dim"])) for n in "qkv")
+        if "self_attn.q_norm.weight" in w:
+            q, k = rms(q, w["self_attn.q_norm.weight"], eps), rms(k, w["self_attn.k_norm.weight"], eps)
         at = torch.arange(first, first + len(g))
         residual = hidden if config.get("norm_before_residual") else g
         return residual, rotate(q, at, *turn), rotate(k, at, *turn), v

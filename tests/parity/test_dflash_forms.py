@@ -63,6 +63,10 @@ def test_keys_at_the_top_level_and_taps_in_any_order(check, drafter):
           dflash_config={"target_layer_ids": None})  # fmt: skip
 
 
+def test_state_after_the_last_layer_of_a_hybrid(check):
+    check(write_dflash, "qwen35", taps=[1, 4, 7])
+
+
 @pytest.mark.family("DFlash (z-lab), yarn", runs="yes", parity="≥ 40 blocks")
 def test_yarn(check):
     check(write_dflash, rope_scaling=YARN)

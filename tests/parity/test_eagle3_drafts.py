@@ -108,6 +108,21 @@ def test_nested_config_of_speculators_with_llama3_rope(eagle3):
     eagle3(nested, own_embeddings=True, **names).check()
 
 
+@pytest.mark.family("EAGLE3 (speculators), Qwen3 layers", runs="yes", parity="≥ 40 blocks")
+def test_norms_of_queries_and_keys_and_the_state_after_the_last_layer(eagle3):
+    """That state is meant before the final norm: speculators and vLLM norm it for the head alone."""
+    names = {"architectures": ["Eagle3DraftModel"], "model_type": "qwen3", IDS: [1, 4, 6]}
+    # the last layer's outputs are large, and a chain of seven drafts feeds on itself: 1.7e-3 measured
+    eagle3(nested, own_embeddings=True, norm_before_residual=True, **names).check(logit=5e-3)
+
+
+@pytest.mark.family("EAGLE3 (DeepSpec)", runs="yes", parity="≥ 40 blocks")
+def test_five_taps_of_deepspec(eagle3):
+    names = {"architectures": ["Qwen3Eagle3Model"], "model_type": "qwen3", "target_layer_ids": [0, 1, 2, 3, 4]}
+    arrange = lambda folder: renamed(folder, "midlayer.", "layers.0.")  # noqa: E731
+    eagle3(arrange, own_embeddings=True, full_vocabulary=True, **names).check()
+
+
 @pytest.mark.family("EAGLE3, another width than its target", runs="yes", parity="≥ 40 blocks")
 def test_drafter_narrower_than_its_target(eagle3):
     eagle3(own_embeddings=True, hidden_size=128, target_hidden_size=256).check()

@@ -1,4 +1,4 @@
-"""The two graphs of a DFlash drafter, features in and drafts out, are built once and used again in every round."""
+"""The graph of a DFlash drafter, accepted features in and drafts out, is built once and used again in every round."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ def test_no_round_builds_a_graph_again(case, jobs):
         rounds = len(job.rounds)
         assert rounds >= 8, f"only {rounds} rounds: too few to tell"
         # the first round follows a prompt, and the cache is looked at in steps of 256 cells
-        assert job.reused >= 2 * rounds - 4, f"{job.reused} graphs reused in {rounds} rounds"
+        assert job.reused >= rounds - 3, f"{job.reused} graphs reused in {rounds} rounds"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from dflash_tools.tiny import EAGLE3, TINY_PAIRS
+from dflash_tools.tiny import ATTENTION, EAGLE3, TINY_PAIRS
 from serving import LAYOUTS
 
 BLOCK = 8
@@ -32,3 +32,11 @@ def test_fitting_to_the_device_counts_the_drafter(pair, serving):
     log = serving.drafted(pair).log.read_text(errors="replace")
     assert "fitting without it" not in log
     assert "requires ctx_other" not in log
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(64, 64), (512, 256)])
+def test_features_enter_a_bounded_number_of_rows_at_a_time(rows, expected, serving):
+    server = serving.drafted(ATTENTION, (*LAYOUTS[1], "-b", "512", "-ub", str(rows), "-lv", "5"))
+    sizes = re.findall(r"n_ubatch +=\s+(\d+)", server.log.read_text(errors="replace"))
+    assert int(sizes[0]) == rows
+    assert int(sizes[-1]) == expected

@@ -1,7 +1,8 @@
-"""EAGLE3: one Llama layer over [embedding | fused features of three tapped layers], as its several producers write it.
+"""EAGLE3: one Llama layer over [embedding | fused features of tapped layers], as its several producers write it.
 
 The layer is named `midlayer.*` (SafeAILab, SpecForge) or `layers.0.*` (vLLM, ModelOpt, speculators). Embeddings are
-often left to the target. ModelOpt keeps flags in `eagle_config`, speculators nests the whole config.
+often left to the target. ModelOpt keeps flags in `eagle_config`, speculators nests the whole config. Layers of Qwen3
+(speculators, DeepSpec) norm queries and keys; DeepSpec's drafters read five layers, all others mostly three.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dflash_convert.check import check_tensors
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.drafter import Drafter, OutTensor
 from dflash_convert.families.common import layer_tensors, weight, without_model_prefix
-from dflash_convert.families.eagle3_taps import N_TAPS, read_taps
+from dflash_convert.families.eagle3_taps import read_taps
 from dflash_convert.families.family import Family, tensor_names
 from dflash_convert.families.reduced_vocabulary import draft_vocab_size, reduced_shapes, target_ids
 from dflash_convert.families.speculators import flat_config, is_speculators, kind_of
@@ -25,9 +26,11 @@ from dflash_convert.shared_weights import same_numbers
 from dflash_convert.target import Target
 from dflash_convert.tensors import LazyTensor
 
-FLAT_ARCHITECTURES = frozenset({"LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"})
+FLAT_ARCHITECTURES = frozenset({"LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Qwen3Eagle3Model"})
 NESTED_ARCHITECTURES = frozenset({"Eagle3DraftModel", "Eagle3Speculator"})
 _NAMES = {**LAYER_NAMES, "hidden_norm.weight": "attn_norm_2.weight"}
+_HEAD_NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
+_ROTATED = {f"blk.0.attn_{n}{end}.weight" for n in "qk" for end in ("", "_norm")}
 
 # What some drafters have and llama.cpp's EAGLE3 graph has not: keys that are set, beginnings of tensor names.
 _UNSUPPORTED_KEYS = {
@@ -41,8 +44,6 @@ _UNSUPPORTED_TENSORS = {
     "fc_norm.": "llama.cpp's EAGLE3 has no norms per tapped layer",
     "aux_norm": "llama.cpp's EAGLE3 has no norms per tapped layer",
     "layers.0.self_attn.kv_a_proj_with_mqa.": "llama.cpp's EAGLE3 has no latent attention (MLA)",
-    "layers.0.self_attn.q_norm.": "llama.cpp's EAGLE3 has no norms of queries and keys",
-    "layers.0.self_attn.k_norm.": "llama.cpp's EAGLE3 has no norms of queries and keys",
     "layers.1.": "llama.cpp's EAGLE3 has exactly one layer",
     "parallel_draft_heads.": "llama.cpp's EAGLE3 has no parallel heads",
 }
@@ -65,7 +66,7 @@ def read(checkpoint: Checkpoint, target: Target) -> Drafter:
     notes = list(rope.notes)
     taps = read_taps(config, target, notes)
     norm_before_fc = nested.flag("norm_before_fc", config.flag("norm_before_fc", False))
-    _check(checkpoint, tensors, shape, draft_vocab, target_hidden, target, norm_before_fc)
+    _check(checkpoint, tensors, shape, draft_vocab, len(taps.layers), target_hidden, target, norm_before_fc)
     tensors = _without_copies(tensors, target, notes)
     n_rot = int(shape.head_dim * (rope.partial or 1.0))
     return Drafter(
@@ -162,18 +163,21 @@ def _check(
     tensors: dict[str, LazyTensor],
     shape: Shape,
     draft_vocab: int,
+    n_taps: int,
     target_hidden: int,
     target: Target,
     norm_before_fc: bool,
 ) -> None:
-    width = N_TAPS * target_hidden
+    width = n_taps * target_hidden
     fc = tensors.get("fc.weight")
     if fc is not None and fc.shape != (shape.hidden, width):
         raise UserError(
-            f"{fc.file}: fc.weight is {fc.shape}; {N_TAPS} tapped layers of a target with hidden size {target_hidden} "
+            f"{fc.file}: fc.weight is {fc.shape}; {n_taps} tapped layers of a target with hidden size {target_hidden} "
             f"need {(shape.hidden, width)}. Is {target.path} the target this drafter was trained for?"
         )
     layer = {**layer_shapes(shape, 2 * shape.hidden), "hidden_norm.weight": (shape.hidden,)}
+    if _norms_heads(checkpoint, tensors):
+        layer |= {name: (shape.head_dim,) for name in _HEAD_NORMS}
     required = {"fc.weight": (shape.hidden, width), "norm.weight": (shape.hidden,)}
     required |= {f"layers.0.{name}": s for name, s in layer.items()}
     head_required, optional = reduced_shapes(draft_vocab, shape.vocab, shape.hidden)
@@ -191,6 +195,15 @@ def _check(
             f"{checkpoint.config.where('norm_before_fc')} is not true, so that the norm would not run"
         )
     check_tensors(checkpoint.directory, tensors, required, optional)
+
+
+def _norms_heads(checkpoint: Checkpoint, tensors: dict[str, LazyTensor]) -> bool:
+    """Whether queries and keys are normed: in layers of Qwen3, and wherever the file has such a norm."""
+    if is_speculators(checkpoint):
+        qwen3 = flat_config(checkpoint).string("model_type") == "qwen3"
+    else:
+        qwen3 = "Qwen3Eagle3Model" in checkpoint.config.strings("architectures")
+    return qwen3 or any(f"layers.0.{name}" in tensors for name in _HEAD_NORMS)
 
 
 def _without_copies(tensors: dict[str, LazyTensor], target: Target, notes: list[str]) -> dict[str, LazyTensor]:
@@ -218,7 +231,7 @@ def _tensors(tensors: dict[str, LazyTensor], shape: Shape, draft_vocab: int, rop
     # Llama in GGUF rotates neighbours: of the rotated dimensions, 2i comes from i and 2i + 1 from i + n_rot / 2
     order = tuple(i // 2 + n_rot // 2 * (i % 2) if i < n_rot else i for i in range(shape.head_dim))
     for tensor in layer_tensors(tensors, 0, _NAMES):
-        rotated = tensor.name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight")
+        rotated = tensor.name in _ROTATED
         found.append(OutTensor(tensor.name, tensor.source, order if rotated else None))
     found.append(weight(tensors["norm.weight"], "output_norm.weight"))
     if "lm_head.weight" in tensors:
@@ -237,7 +250,8 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 FAMILY = Family(
     name="EAGLE3",
-    known="EAGLE3 (SpecForge, ModelOpt, SafeAILab: LlamaForCausalLMEagle3; vLLM: Eagle3LlamaForCausalLM; speculators)",
+    known="EAGLE3 (SpecForge, ModelOpt, SafeAILab: LlamaForCausalLMEagle3; vLLM: Eagle3LlamaForCausalLM; DeepSpec: "
+    "Qwen3Eagle3Model; speculators)",
     architectures=FLAT_ARCHITECTURES | NESTED_ARCHITECTURES | {"LlamaForCausalLM"},
     recognises=_recognises,
     read=read,

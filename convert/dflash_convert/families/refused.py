@@ -102,9 +102,9 @@ REFUSED: tuple[Refused, ...] = (
         ),
     ),
     Refused(
-        "DeepSpec's EAGLE3",
-        "reads five layers and norms queries and keys; llama.cpp's EAGLE3 reads three and norms neither",
-        architectures=("Qwen3Eagle3Model",),
+        "EAGLE3 over Gemma 4's layers",
+        "has other norms and activations than llama.cpp's EAGLE3",
+        architectures=("Gemma4Eagle3Model",),
     ),
     Refused(
         "MTP",
