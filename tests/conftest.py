@@ -15,6 +15,8 @@ from dflash_tools.tiny import CHECKOUT, TinyPair, cached_gguf, convert_tiny_draf
 # Tests run side by side. Two threads of a tiny matrix each, on two cores, mostly wait for each other: 181 s instead of
 # 20 s were seen. For torch here, in the workers and in every program started from a test; read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# and programs that were asked for more threads do not spin while they wait
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 MADE = CHECKOUT / ".fork"
 CONVERTER = CHECKOUT / "convert" / "dflash_convert"

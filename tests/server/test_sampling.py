@@ -9,7 +9,7 @@ from dflash_tools.client import LlamaClient
 from scipy.stats import chisquare
 from serving import MANY
 
-DRAWS = 2000
+DRAWS = 1500
 COUNTED = 3
 # The first token comes from the prompt; with three more to go, the second and the third are drafted together.
 N_PREDICT = 4
