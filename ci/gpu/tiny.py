@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def shrink(folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob("*.gguf")):
         data = bytearray(path.read_bytes())
-        copies = []
+        digest, copies = hashlib.sha256(data).hexdigest(), []
         for tensor in GGUFReader(path).tensors:
             start, size = int(tensor.data_offset), int(tensor.n_bytes)
             halves = np.frombuffer(data, "<u2", size // 2, start)
@@ -38,7 +39,7 @@ def shrink(folder: Path, out: Path) -> None:
                 if place:
                     copies.append([start, *place])
                     data[start : start + size] = bytes(size)
-        index[path.name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "copies": copies}
+        index[path.name] = {"sha256": digest, "copies": copies}
         (out / path.name).write_bytes(data)
     (out / INDEX).write_text(json.dumps(index))
 
@@ -46,12 +47,11 @@ def shrink(folder: Path, out: Path) -> None:
 def restore(packed: Path, folder: Path) -> None:
     """Undo `shrink`. Exits with a message when a file is not what it was, for other checkpoints, say."""
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints: dict[str, bytes] = {}
+    content_of = cache(lambda checkpoint: (MODELS / checkpoint).read_bytes())
     for name, told in json.loads((packed / INDEX).read_text()).items():
         data = bytearray((packed / name).read_bytes())
         for start, checkpoint, offset, size in told["copies"]:
-            content = checkpoints.setdefault(checkpoint, (MODELS / checkpoint).read_bytes())
-            values = np.frombuffer(content, "<u2", size // 2, offset)
+            values = np.frombuffer(content_of(checkpoint), "<u2", size // 2, offset)
             np.frombuffer(data, "<u2", size, start)[1::2] = values
         if hashlib.sha256(data).hexdigest() != told["sha256"]:
             raise SystemExit(f"tiny.py: {name}: is not the file that was packed; are models/tiny those of the pack?")
