@@ -1,14 +1,12 @@
-"""The graph of a DFlash drafter, accepted features in and drafts out, is built once and used again in every round."""
+"""The graph of a drafter, accepted features in and drafts out, is built once and used again in every round."""
 
 from __future__ import annotations
 
 import pytest
 from parity_cases import CASES
 
-DFLASH = [case for case in CASES if case.engine == "dflash"]
 
-
-@pytest.mark.parametrize("case", DFLASH, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_round_builds_a_graph_again(case, jobs):
     for job in jobs(case, "hundred"):
         rounds = len(job.rounds)

@@ -6,14 +6,14 @@ With no GPU the device is the CPU, and the same graphs write and read the rows.
 from __future__ import annotations
 
 import pytest
-from dflash_tools.tiny import ATTENTION, HYBRID
+from dflash_tools.tiny import TINY_PAIRS
 from serving import BATCH, LAYOUTS, UBATCH, Request
 
 HOST = "--no-spec-draft-device-features"
 LENGTHS = {"short": UBATCH // 3, "over the batch": 2 * BATCH + 45}
 
 
-@pytest.fixture(scope="module", params=(ATTENTION, HYBRID), ids=lambda pair: f"{pair.family}-{pair.engine}")
+@pytest.fixture(scope="module", params=TINY_PAIRS, ids=lambda pair: f"{pair.family}-{pair.engine}")
 def pair(request):
     return request.param
 
