@@ -1,0 +1,53 @@
+"""Kernels of a process are counted by graph."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+KERNELS = Path(__file__).resolve().parents[2] / "ci" / "gpu" / "kernels.py"
+
+# two launches of graph 7 whose steps lie in no order, one of graph 9, a kernel outside of graphs
+RECORDED = """\
+# llama-server -m target.gguf
+N 0 _Z3addPf
+N 1 _Z8multiplyPfS_
+K 1000 2000 7 1 0
+K 4000 3000 7 1 1
+C 3000 500 7 1 8
+K 24000 5000 7 2 1
+C 23000 500 7 2 8
+K 21000 2000 7 2 0
+K 40000 9000 9 3 0
+K 60000 9000 0 4 0
+X what a later version may add
+"""
+
+
+def show(tmp_path: Path, *words: str) -> str:
+    (tmp_path / "kernels.txt").write_text(RECORDED)
+    done = subprocess.run(
+        [sys.executable, KERNELS, tmp_path / "kernels.txt", *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_a_graph_is_shown_by_the_medians_of_its_launches(tmp_path):
+    lines = show(tmp_path, "--least", "2").splitlines()
+    assert lines[0] == "llama-server -m target.gguf"
+    assert lines[1] == "3 nodes, 2 launches, 7 us from first to last, kernels 6 us"
+    assert [line.split() for line in lines[2:]] == [
+        ["4.0", "us", "1", "x", "multiply"],
+        ["2.0", "us", "1", "x", "add"],
+        ["0.5", "us", "1", "x", "copy", "on", "the", "device"],
+    ]
+
+
+def test_graphs_that_were_launched_seldom_are_left_out(tmp_path):
+    assert "1 nodes, 1 launches" in show(tmp_path, "--least", "1")
+    assert len(show(tmp_path, "--least", "3").splitlines()) == 1
+
+
+def test_a_part_adds_up_the_kernels_whose_names_match(tmp_path):
+    assert "2.5 us  small" in show(tmp_path, "--least", "2", "--part", "small=add|copy")
