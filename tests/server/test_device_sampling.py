@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from serving import LAYOUTS
+from serving import LAYOUTS, UNIFIED
 
 DEVICE = ("-bs",)
 SEEDS = 160
@@ -57,3 +57,32 @@ def test_a_chain_samples_on_the_device_what_it_samples_on_the_host(pair, chain, 
     one, other = host.completion(ids, **params), device.completion(ids, **params)
     assert other.tokens == one.tokens
     assert other.timings.draft_n > 0
+
+
+# Chains that are the same, differ, end early on the device, or are left to the host in part or as a whole.
+MIXED: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.0, "ignore_eos": False},
+    {"temperature": 0.8},
+    {"temperature": 0.8},
+    {"temperature": 0.9, "top_k": 5, "top_p": 1.0, "min_p": 0.0},
+    {"temperature": 0.0, "logit_bias": [[20, 3.0], [21, -3.0]]},
+    {"temperature": 0.8, "repeat_penalty": 1.3},
+    {"temperature": 0.8, "xtc_probability": 1.0, "xtc_threshold": 0.01},
+    {"temperature": 0.8, "grammar": 'root ::= ([0-9] [0-9] "-")+'},
+    {"temperature": 0.8, "n_probs": 3},
+    {"temperature": 0.8, "n_probs": 3, "post_sampling_probs": True},
+)
+
+
+@pytest.mark.parametrize("layout", (LAYOUTS[SLOTS], UNIFIED), ids=("split", "unified"))
+def test_slots_with_different_chains_sample_what_each_samples_alone(layout, pair, serving, prompt):
+    host, device = serving.drafted(pair, layout), serving.drafted(pair, (*layout, *DEVICE))
+    params = {"n_predict": 16, "return_tokens": True, "ignore_eos": True}
+    cases = [{**params, "seed": seed, **chain} for seed in range(3) for chain in MIXED]
+    ids = prompt(pair, 24, 4)
+    expected = [host.completion(ids, **case).tokens for case in cases]
+    with ThreadPoolExecutor(2 * SLOTS) as threads:
+        found = list(threads.map(lambda case: device.completion(ids, **case).tokens, cases))
+    different = [case for case, one, other in zip(cases, expected, found, strict=True) if one != other]
+    assert not different, different
