@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 from dflash_tools.server import LlamaServer
-from serving import COMMON, EXACT, LAYOUTS, Request
+from serving import COMMON, EXACT, LAYOUTS, Request, preloadable
 
 SHIM = Path(__file__).with_name("count_copies.cpp")
 PARAMS: dict[str, Any] = {"n_predict": 48, "seed": 3, "cache_prompt": False}
@@ -30,13 +28,8 @@ class Copy:
 
 
 @pytest.fixture(scope="module")
-def shim(bin_dir, tmp_path_factory) -> Path:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None or not (bin_dir / "libllama-common.so").exists():
-        pytest.skip("needs a C++ compiler and shared libraries to count the copies from outside")
-    library = tmp_path_factory.mktemp("copies") / "count_copies.so"
-    subprocess.run([compiler, "-std=c++17", "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl"], check=True)
-    return library
+def shim(bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preloadable(SHIM, bin_dir, tmp_path_factory.mktemp("copies"))
 
 
 @pytest.fixture

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from dflash_tools.server import LlamaServer
 from dflash_tools.tiny import ATTENTION, HYBRID
-from serving import COMMON, CONTEXT, EXACT, LAYOUTS, UBATCH, Request
+from serving import COMMON, CONTEXT, EXACT, LAYOUTS, UBATCH, Request, preloadable
 
 SHIM = Path(__file__).with_name("count_plans.cpp")
 PROMPT = 14 * UBATCH
 
 
 @pytest.fixture(scope="module")
-def shim(bin_dir, tmp_path_factory) -> Path:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None or not (bin_dir / "libllama-common.so").exists():
-        pytest.skip("needs a C++ compiler and shared libraries to count the plans from outside")
-    library = tmp_path_factory.mktemp("plans") / "count_plans.so"
-    subprocess.run([compiler, "-std=c++17", "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl"], check=True)
-    return library
+def shim(bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preloadable(SHIM, bin_dir, tmp_path_factory.mktemp("plans"))
 
 
 @pytest.mark.parametrize("pair", (ATTENTION, HYBRID), ids=lambda pair: pair.family)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from serving import EXACT
 
 PROGRAM = "test-recurrent-log"
 
@@ -33,7 +34,6 @@ def test_drafts_copies_saves_and_removals_leave_the_states_of_plain_decoding(
 
 def test_a_long_run_of_drafts_does_not_drift(bin_dir: Path, tiny_gguf: Callable[[str, str], Path]) -> None:
     # a GPU attends to caches in f16 otherwise, and differs by that between one row and several
-    exact = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-    lines = run(bin_dir, tiny_gguf("qwen35", "target"), ["--long", "600", *exact])
+    lines = run(bin_dir, tiny_gguf("qwen35", "target"), ["--long", "600", *EXACT])
     assert len(lines) == 1, lines
     assert lines[0].endswith(": OK"), lines

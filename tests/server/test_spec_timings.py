@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 from dflash_tools.client import LlamaClient
 from dflash_tools.server import LlamaServer
 from dflash_tools.tiny import ATTENTION, TinyPair
-from serving import COMMON, EXACT, LAYOUTS
+from serving import COMMON, EXACT, LAYOUTS, preloadable
 
 PHASES = ("draft", "verify", "inject", "sample", "commit", "other")
 SHIM = Path(__file__).with_name("slow_phase.cpp")
@@ -88,12 +86,8 @@ def test_slots_that_share_rounds_are_counted_once_in_the_metrics(serving, prompt
 @pytest.fixture(scope="module")
 def slowed(bin_dir, tiny_gguf, tmp_path_factory):
     """A server, and the file that makes one of its phases slow."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None or not (bin_dir / "libllama-common.so").exists():
-        pytest.skip("needs a C++ compiler and shared libraries to put a slow function in between")
     folder = tmp_path_factory.mktemp("slow-phase")
-    library, phase = folder / "slow_phase.so", folder / "phase"
-    subprocess.run([compiler, "-std=c++17", "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl"], check=True)
+    library, phase = preloadable(SHIM, bin_dir, folder), folder / "phase"
     phase.write_text("none 0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LD_PRELOAD", str(library))
