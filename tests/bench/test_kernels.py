@@ -51,3 +51,38 @@ def test_graphs_that_were_launched_seldom_are_left_out(tmp_path):
 
 def test_a_part_adds_up_the_kernels_whose_names_match(tmp_path):
     assert "2.5 us  small" in show(tmp_path, "--least", "2", "--part", "small=add|copy")
+
+
+def test_idle_is_what_lies_between_two_launches_with_nothing_on_the_gpu(tmp_path):
+    lines = show(tmp_path, "--least", "2", "--idle").splitlines()
+    # from 1 to 21 us: steps to 3.5, one from 4 to 7, then nothing until the graph begins anew
+    assert lines[1] == "20 us from launch to launch of graph 1, of which idle 14.5 us (quarters 14.5, 14.5)"
+    assert lines[2].split() == ["14.5", "us", "graph", "1", "(3", "nodes)", "->", "graph", "1", "(3", "nodes)"]
+
+
+def test_what_runs_at_the_same_time_is_not_idle_twice(tmp_path):
+    overlapped = RECORDED + "K 8000 1000 0 5 0\nK 8500 2500 0 6 1\n"
+    (tmp_path / "kernels.txt").write_text(overlapped)
+    done = subprocess.run(
+        [sys.executable, KERNELS, tmp_path / "kernels.txt", "--least", "2", "--idle"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[1] == "20 us from launch to launch of graph 1, of which idle 11.5 us (quarters 11.5, 11.5)"
+    assert lines[2].split()[0] == "10.0" and "multiply -> graph 1" in lines[2]
+    assert lines[3].split()[0] == "1.0" and lines[3].endswith("-> add")
+
+
+def test_the_longest_stretch_outside_of_graphs_is_added_up(tmp_path):
+    prompt = RECORDED + "K 100000 9000 0 5 1\nK 110000 1000 0 6 1\nK 111000 500 0 6 0\n"
+    (tmp_path / "kernels.txt").write_text(prompt)
+    done = subprocess.run(
+        [sys.executable, KERNELS, tmp_path / "kernels.txt", "--outside", "0.00001"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[1] == "outside of graphs: 12 us from first to last, kernels 10 us"
+    assert [line.split() for line in lines[2:]] == [
+        ["10.0", "us", "2", "x", "multiply"],
+        ["0.5", "us", "1", "x", "add"],
+    ]
