@@ -5,8 +5,8 @@
 A graph is shown when it was launched `--least` times: its nodes, the time from its first kernel's start to its last
 one's end, the time kernels ran, and its kernels by time; medians over launches. `--part` adds up the kernels whose
 names match. `--idle` tells how long the GPU did nothing between two launches of the first graph shown (of a server
-with a drafter: in a round), and what it waited between. `--outside` adds up the kernels of the longest stretch without
-graphs, of a prompt say, that began when nothing had run for so long.
+with a drafter: in a round), and what it waited between. `--outside` adds up what ran outside of graphs, a prompt say,
+in the longest stretch without a pause of so many seconds.
 """
 
 from __future__ import annotations
@@ -168,8 +168,9 @@ def main(words: Sequence[str] | None = None) -> None:
     command, graphs, outside = read(args.file)
     print(command[:200])
     shown = [graph for graph in graphs if len(graph.launches) >= args.least]
+    seldom = [graph for graph in graphs if len(graph.launches) < args.least]
     if args.idle and shown:
-        _print_idle(idle(shown[0], graphs, outside))
+        _print_idle(idle(shown[0], [*shown, *seldom], outside))
     if args.outside is not None:
         _print_stretch(stretch(outside, 1e6 * args.outside))
     for graph in shown:
@@ -178,8 +179,12 @@ def main(words: Sequence[str] | None = None) -> None:
         for part in args.part:
             name, _, pattern = part.partition("=")
             print(f"  {graph.part(re.compile(pattern).search):9.1f} us  {name}")
-        for name, times, duration in graph.kernels()[:_SHOWN]:
-            print(f"  {duration:9.1f} us {times:5d} x {name}")
+        _print_kernels(graph)
+
+
+def _print_kernels(graph: Graph) -> None:
+    for name, times, duration in graph.kernels()[:_SHOWN]:
+        print(f"  {duration:9.1f} us {times:5d} x {name}")
 
 
 def _print_idle(rounds: Sequence[Idle]) -> None:
@@ -199,13 +204,9 @@ def _print_stretch(steps: Sequence[Step]) -> None:
     if not steps:
         print("nothing ran outside of graphs")
         return
-    totals: dict[str, list[float]] = defaultdict(list)
-    for step in steps:
-        totals[step.name].append(step.duration)
-    span = steps[-1].start + steps[-1].duration - steps[0].start
-    print(f"outside of graphs: {span:.0f} us from first to last, kernels {sum(map(sum, totals.values())):.0f} us")
-    for name, times in sorted(totals.items(), key=lambda row: -sum(row[1]))[:_SHOWN]:
-        print(f"  {sum(times):9.1f} us {len(times):5d} x {name}")
+    once = Graph([list(steps)])
+    print(f"outside of graphs: {once.span:.0f} us from first to last, kernels {once.busy:.0f} us")
+    _print_kernels(once)
 
 
 if __name__ == "__main__":

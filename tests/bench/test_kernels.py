@@ -25,8 +25,8 @@ X what a later version may add
 """
 
 
-def show(tmp_path: Path, *words: str) -> str:
-    (tmp_path / "kernels.txt").write_text(RECORDED)
+def show(tmp_path: Path, *words: str, more: str = "") -> str:
+    (tmp_path / "kernels.txt").write_text(RECORDED + more)
     done = subprocess.run(
         [sys.executable, KERNELS, tmp_path / "kernels.txt", *words], capture_output=True, text=True, check=True
     )
@@ -61,28 +61,25 @@ def test_idle_is_what_lies_between_two_launches_with_nothing_on_the_gpu(tmp_path
 
 
 def test_what_runs_at_the_same_time_is_not_idle_twice(tmp_path):
-    overlapped = RECORDED + "K 8000 1000 0 5 0\nK 8500 2500 0 6 1\n"
-    (tmp_path / "kernels.txt").write_text(overlapped)
-    done = subprocess.run(
-        [sys.executable, KERNELS, tmp_path / "kernels.txt", "--least", "2", "--idle"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    lines = done.stdout.splitlines()
+    overlapped = "K 8000 1000 0 5 0\nK 8500 2500 0 6 1\n"
+    lines = show(tmp_path, "--least", "2", "--idle", more=overlapped).splitlines()
     assert lines[1] == "20 us from launch to launch of graph 1, of which idle 11.5 us (quarters 11.5, 11.5)"
     assert lines[2].split()[0] == "10.0" and "multiply -> graph 1" in lines[2]
     assert lines[3].split()[0] == "1.0" and lines[3].endswith("-> add")
 
 
 def test_the_longest_stretch_outside_of_graphs_is_added_up(tmp_path):
-    prompt = RECORDED + "K 100000 9000 0 5 1\nK 110000 1000 0 6 1\nK 111000 500 0 6 0\n"
-    (tmp_path / "kernels.txt").write_text(prompt)
-    done = subprocess.run(
-        [sys.executable, KERNELS, tmp_path / "kernels.txt", "--outside", "0.00001"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    lines = done.stdout.splitlines()
+    prompt = "K 100000 9000 0 5 1\nK 110000 1000 0 6 1\nK 111000 500 0 6 0\n"
+    lines = show(tmp_path, "--outside", "0.00001", more=prompt).splitlines()
     assert lines[1] == "outside of graphs: 12 us from first to last, kernels 10 us"
     assert [line.split() for line in lines[2:]] == [
         ["10.0", "us", "2", "x", "multiply"],
         ["0.5", "us", "1", "x", "add"],
     ]
+
+
+def test_idle_is_told_of_the_first_graph_that_is_shown_by_its_number(tmp_path):
+    long_once = "K 200000 90000 11 9 1\n"  # the longest, but launched only once
+    lines = show(tmp_path, "--least", "2", "--idle", more=long_once).splitlines()
+    assert lines[1].startswith("20 us from launch to launch of graph 1")
+    assert lines[2].split()[2:5] == ["graph", "1", "(3"]
