@@ -38,6 +38,13 @@ def bin_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def on_gpu(bin_dir: Path) -> bool:
+    """Whether the programs compute on a GPU, whose products of few rows round f32 to TF32."""
+    told = subprocess.run([bin_dir / "llama-server", "--list-devices"], capture_output=True, text=True, check=True)
+    return re.search(r"^ +\w+: .*MiB", told.stdout, re.MULTILINE) is not None
+
+
+@pytest.fixture(scope="session")
 def source_tree() -> Path:
     """The patched llama.cpp that the programs were built from."""
     tree = MADE / "llama.cpp"

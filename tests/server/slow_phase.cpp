@@ -82,8 +82,9 @@ std::string common_token_to_piece(const llama_context * ctx, int32_t token, bool
 
 extern "C" int32_t llama_process(llama_context * ctx, int type, llama_batch_ext * batch) {
     static const char * symbol = "llama_process";
+    const int32_t res = NEXT(llama_process)(ctx, type, batch);
     if (n_in_drafter == 0) {
-        delay("verify");
+        delay("verify"); // the draft may have become known on the way
     }
-    return NEXT(llama_process)(ctx, type, batch);
+    return res;
 }
