@@ -5,8 +5,8 @@
 A graph is shown when it was launched `--least` times: its nodes, the time from its first kernel's start to its last
 one's end, the time kernels ran, and its kernels by time; medians over launches. `--part` adds up the kernels whose
 names match. `--idle` tells how long the GPU did nothing between two launches of the first graph shown (of a server
-with a drafter: in a round), and what it waited between. `--outside` adds up what ran outside of graphs, a prompt say,
-in the longest stretch without a pause of so many seconds.
+with a drafter: in a round), and what it waited between; of a file with whole graphs, between graphs. `--outside` adds
+up what ran outside of graphs, a prompt say, in the longest stretch without a pause of so many seconds.
 """
 
 from __future__ import annotations
@@ -73,20 +73,19 @@ def read(lines: Iterable[str]) -> tuple[str, list[Graph], list[Step]]:
         elif kind == "N":
             number, _, name = rest.partition(" ")
             names[int(number)] = name
-        elif kind in ("K", "C", "S"):
+        elif kind in ("K", "C", "S", "G"):
             start, duration, graph, launch, what = map(int, rest.split())
+            what = graph if kind == "G" else what
             (launches[graph, launch] if graph else outside).append((start, duration, kind, what))
     short = shorten(names)
 
+    def name(kind: str, what: int) -> str:
+        if kind == "K":
+            return short[what]
+        return {"C": COPIES.get(what, "copy"), "S": "fill", "G": f"all of graph {what}"}[kind]
+
     def named(steps: list[tuple[int, int, str, int]]) -> list[Step]:
-        return [
-            Step(
-                short[what] if kind == "K" else COPIES.get(what, "copy") if kind == "C" else "fill",
-                start / 1000,
-                duration / 1000,
-            )
-            for start, duration, kind, what in sorted(steps)
-        ]
+        return [Step(name(kind, what), start / 1000, duration / 1000) for start, duration, kind, what in sorted(steps)]
 
     graphs = defaultdict(list)
     for steps in map(named, launches.values()):

@@ -83,7 +83,7 @@ def test_ids_come_to_the_host_where_the_device_samples(more, pair, counted, prom
 
 def test_rows_come_to_the_host_when_they_are_sampled_there(pair, counted, prompt):
     request = Request(prompt(pair, 40, 2), {**PARAMS, "ignore_eos": True, "temperature": 0.8})
-    with counted(pair) as (server, copies):
+    with counted(pair, "--no-backend-sampling") as (server, copies):
         copies()
         before = server.spec_counters()
         answer = request.send(server)
