@@ -6,9 +6,11 @@ The drafter is first written in the type of its weights beside the output, then 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dflash_tools.errors import UserError
@@ -85,17 +87,50 @@ def _program() -> Path:
 
 
 def _run(program: Path, words: list[str], source: Path, target: Path, outtype: str) -> None:
-    command = [program, *words, source, target, outtype.upper()]
+    command = [str(w) for w in (program, *words, source, target, outtype.upper())]
+    process = None
     try:
-        done = subprocess.run(
-            [str(w) for w in command], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-        )
+        with _signals_held():  # else one that comes before Popen returns leaves a process that nobody knows
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+        stdout, stderr = process.communicate()
     except OSError as e:
         raise UserError(f"{program}: cannot be run: {e.strerror}") from e
-    if done.returncode != 0 or not target.is_file():
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    except BaseException:
+        if process:
+            process.kill()
+            process.wait()
+        raise
+    if process.returncode != 0 or not target.is_file():
+        said = (stderr.strip() or stdout.strip()).splitlines()
         tail = "\n  ".join(line[:200] for line in said[-4:])
-        raise UserError(f"{program} failed (exit status {done.returncode}); its last lines:\n  {tail}")
+        raise UserError(f"{program} failed (exit status {process.returncode}); its last lines:\n  {tail}")
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals that end the program are delivered when the block has ended."""
+    came: list[int] = []
+    before = {}
+    try:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if number := getattr(signal, name, None):
+                before[number] = signal.signal(number, lambda number, _frame: came.append(number))
+    except ValueError:
+        pass  # not the main thread, which gets them
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _types(file: GgufFile, plain: str, outtype: str) -> str:

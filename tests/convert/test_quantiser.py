@@ -125,6 +125,29 @@ def test_interruption_ends_the_quantiser_and_leaves_nothing(tmp_path: Path, draf
     assert not status.exists() or "State:\tZ" in status.read_text()  # killed; whether init has taken note is its affair
 
 
+def test_interruption_while_the_quantiser_starts_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, started = program(tmp_path / "bin", "exec sleep 60"), []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: object, **more: object) -> None:
+            super().__init__(*args, **more)  # type: ignore[call-overload]
+            started.append(self.pid)
+            signal.raise_signal(signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            dflash_convert.quantiser._run(folder / "llama-quantize", [], tmp_path / "in", tmp_path / "out", "q4_0")
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is stop
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
 def test_it_quantises_from_the_type_that_loses_nothing(tmp_path: Path) -> None:
     import torch
 
