@@ -6,16 +6,14 @@ The drafter is first written in the type of its weights beside the output, then 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from dflash_tools.errors import UserError
 from dflash_tools.fork.build import bin_dir
 
+from dflash_convert import child
 from dflash_convert.checkpoint import Checkpoint
 from dflash_convert.gguf_file import GgufFile, read_gguf
 
@@ -87,50 +85,14 @@ def _program() -> Path:
 
 
 def _run(program: Path, words: list[str], source: Path, target: Path, outtype: str) -> None:
-    command = [str(w) for w in (program, *words, source, target, outtype.upper())]
-    process = None
     try:
-        with _signals_held():  # else one that comes before Popen returns leaves a process that nobody knows
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-            )
-        stdout, stderr = process.communicate()
+        done = child.run([program, *words, source, target, outtype.upper()])
     except OSError as e:
         raise UserError(f"{program}: cannot be run: {e.strerror}") from e
-    except BaseException:
-        if process:
-            process.kill()
-            process.wait()
-        raise
-    if process.returncode != 0 or not target.is_file():
-        said = (stderr.strip() or stdout.strip()).splitlines()
+    if done.returncode != 0 or not target.is_file():
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         tail = "\n  ".join(line[:200] for line in said[-4:])
-        raise UserError(f"{program} failed (exit status {process.returncode}); its last lines:\n  {tail}")
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Signals that end the program are delivered when the block has ended."""
-    came: list[int] = []
-    before = {}
-    try:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if number := getattr(signal, name, None):
-                before[number] = signal.signal(number, lambda number, _frame: came.append(number))
-    except ValueError:
-        pass  # not the main thread, which gets them
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
+        raise UserError(f"{program} failed (exit status {done.returncode}); its last lines:\n  {tail}")
 
 
 def _types(file: GgufFile, plain: str, outtype: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ import dflash_tools
 from dflash_tools.errors import UserError
 
 import dflash_convert
+from dflash_convert import child
 from dflash_convert.checkpoint import find_weight_files
 from dflash_convert.upstream_bridge import USER_ERROR_MARK, USER_ERROR_STATUS
 
@@ -86,9 +86,7 @@ def _run_bridge(args: list[str | Path], llama_cpp: Path | None) -> None:
     }
     job, *rest = args
     command = [sys.executable, "-m", "dflash_convert.upstream_bridge", job, "--llama-cpp", tree.resolve(), *rest]
-    done = subprocess.run(
-        [str(c) for c in command], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
+    done = child.run(command, env)
     if done.returncode == 0:
         return
     target = rest[rest.index("--target") + 1]

@@ -25,8 +25,8 @@ X what a later version may add
 """
 
 
-def show(tmp_path: Path, *words: str, more: str = "") -> str:
-    (tmp_path / "kernels.txt").write_text(RECORDED + more)
+def show(tmp_path: Path, *words: str, recorded: str = RECORDED, more: str = "") -> str:
+    (tmp_path / "kernels.txt").write_text(recorded + more)
     done = subprocess.run(
         [sys.executable, KERNELS, tmp_path / "kernels.txt", *words], capture_output=True, text=True, check=True
     )
@@ -86,12 +86,8 @@ def test_idle_is_told_of_the_first_graph_that_is_shown_by_its_number(tmp_path):
 
 
 def test_graphs_that_were_recorded_whole_are_told_apart(tmp_path):
-    whole = "G 1000 6000 7 1 0\nG 9000 1000 8 2 0\nC 8000 500 0 2 1\nG 21000 6000 7 3 0\n"
-    (tmp_path / "whole.txt").write_text(f"# llama-server\n{whole}")
-    done = subprocess.run(
-        [sys.executable, KERNELS, tmp_path / "whole.txt", "--least", "1", "--idle"], capture_output=True, text=True
-    )
-    lines = done.stdout.splitlines()
+    whole = "# llama-server\nG 1000 6000 7 1 0\nG 9000 1000 8 2 0\nC 8000 500 0 2 1\nG 21000 6000 7 3 0\n"
+    lines = show(tmp_path, "--least", "1", "--idle", recorded=whole).splitlines()
     # from 1 to 21 us: a graph to 7, a copy from 8 to 8.5, another graph from 9 to 10
     assert lines[1] == "20 us from launch to launch of graph 1, of which idle 12.5 us (quarters 12.5, 12.5)"
     assert [line.split()[:2] for line in lines[2:5]] == [["11.0", "us"], ["1.0", "us"], ["0.5", "us"]]

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from compiled import compiled
 
 SOURCE = Path(__file__).resolve().parents[2] / "ci" / "gpu" / "products.cpp"
 
 
 @pytest.fixture(scope="module")
 def products(bin_dir: Path, source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None or not (bin_dir / "libggml-base.so").exists():
-        pytest.skip("needs a C++ compiler and a build with shared libraries")
-    program = tmp_path_factory.mktemp("products") / "products"
-    subprocess.run(
-        [compiler, "-std=c++17", "-O1", "-Wall", "-Werror", SOURCE, "-o", program, "-I", source_tree / "ggml/include",
-         "-L", bin_dir, "-lggml", "-lggml-base", f"-Wl,-rpath,{bin_dir}"], check=True,
-    )  # fmt: skip
-    return program
+    libraries = ("-L", bin_dir, "-lggml", "-lggml-base", f"-Wl,-rpath,{bin_dir}")
+    out = tmp_path_factory.mktemp("products") / "products"
+    return compiled(SOURCE, out, bin_dir, "-Wall", "-Werror", "-I", source_tree / "ggml/include", *libraries)
 
 
 def run(program: Path, *words: str) -> subprocess.CompletedProcess[str]:

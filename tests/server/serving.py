@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
+from compiled import compiled
 from dflash_tools.client import Completion, LlamaClient
 from dflash_tools.compare import first_difference
 from dflash_tools.server import LlamaServer
@@ -90,12 +88,7 @@ class Request:
 
 def preloadable(source: Path, bin_dir: Path, folder: Path) -> Path:
     """`source` as a library for LD_PRELOAD, which can only come before functions of shared libraries."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None or not (bin_dir / "libllama-common.so").exists():
-        pytest.skip(f"{source.name} needs a C++ compiler and a build with shared libraries")
-    library = folder / f"{source.stem}.so"
-    subprocess.run([compiler, "-std=c++17", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return library
+    return compiled(source, folder / f"{source.stem}.so", bin_dir, "-shared", "-fPIC", "-ldl")
 
 
 def assert_same(plain: LlamaClient, request: Request, expected: Completion, found: Completion) -> None:
