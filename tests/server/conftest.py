@@ -15,10 +15,10 @@ from serving import Serving
 
 @pytest.fixture(scope="session")
 def serving(
-    bin_dir: Path, tiny_gguf: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+    bin_dir: Path, tiny_gguf: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory, on_gpu: bool
 ) -> Iterator[Serving]:
     with ExitStack() as stack:
-        yield Serving(bin_dir, tiny_gguf, tmp_path_factory.mktemp("server-logs"), stack)
+        yield Serving(bin_dir, tiny_gguf, tmp_path_factory.mktemp("server-logs"), stack, on_gpu)
 
 
 @pytest.fixture(scope="session", params=TINY_PAIRS, ids=lambda pair: f"{pair.family}-{pair.engine}")

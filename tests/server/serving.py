@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,6 +36,16 @@ UNIFIED = ("-np", "4", "-c", str(CONTEXT), "--kv-unified")
 MANY = ("-np", "16", "-c", "2048", "--no-kv-unified", "-ub", str(BATCH))
 SMALL = ("-np", "1", "-c", str(SMALL_CONTEXT))
 
+# On a GPU products of few columns round f32 to TF32, which moved probabilities by up to 0.009 nats. On the CPU no
+# near-tie is allowed.
+GPU_NEAR_TIE = 0.02
+
+
+class TinyServer(LlamaServer):
+    """Where another token than the likeliest is no fault if it is less likely by no more than `near_tie` nats."""
+
+    near_tie = 0.0
+
 
 @dataclass
 class Serving:
@@ -44,20 +55,21 @@ class Serving:
     tiny_gguf: Callable[[str, str], Path]
     logs: Path
     stack: ExitStack
-    running: dict[tuple[Any, ...], LlamaServer] = field(default_factory=dict)
+    on_gpu: bool = False
+    running: dict[tuple[Any, ...], TinyServer] = field(default_factory=dict)
 
-    def plain(self, pair: TinyPair, layout: Sequence[str] = LAYOUTS[1]) -> LlamaServer:
+    def plain(self, pair: TinyPair, layout: Sequence[str] = LAYOUTS[1]) -> TinyServer:
         """The pair's target without its drafter; pairs of one family share it."""
         return self._start(pair.family, None, (), tuple(layout))
 
-    def drafted(self, pair: TinyPair, layout: Sequence[str] = LAYOUTS[1]) -> LlamaServer:
+    def drafted(self, pair: TinyPair, layout: Sequence[str] = LAYOUTS[1]) -> TinyServer:
         return self._start(pair.family, pair.engine, pair.switch, tuple(layout))
 
-    def _start(self, family: str, engine: str | None, switch: tuple[str, ...], layout: tuple[str, ...]) -> LlamaServer:
+    def _start(self, family: str, engine: str | None, switch: tuple[str, ...], layout: tuple[str, ...]) -> TinyServer:
         key = family, engine, layout
         if key not in self.running:
             drafter = self.tiny_gguf(family, engine) if engine else None
-            server = LlamaServer(
+            server = TinyServer(
                 self.bin_dir,
                 self.tiny_gguf(family, "target"),
                 drafter,
@@ -66,6 +78,7 @@ class Serving:
                 log=self.logs / f"{len(self.running):02}-{family}-{engine or 'plain'}.log",
                 timeout=120.0,
             )
+            server.near_tie = GPU_NEAR_TIE if self.on_gpu else 0.0
             self.running[key] = self.stack.enter_context(server)
         return self.running[key]
 
@@ -91,14 +104,18 @@ def preloadable(source: Path, bin_dir: Path, folder: Path) -> Path:
     return compiled(source, folder / f"{source.stem}.so", bin_dir, "-shared", "-fPIC", "-ldl")
 
 
-def assert_same(plain: LlamaClient, request: Request, expected: Completion, found: Completion) -> None:
+def assert_same(plain: TinyServer, request: Request, expected: Completion, found: Completion) -> None:
     """Text, token ids and reason to end are those of plain decoding, and the drafter took part.
 
-    A failure names the first differing token and how near a tie it was.
+    A failure names the first differing token and how near a tie it was. On a GPU a text may go another way from a
+    near-tie on, which is a warning.
     """
     difference = first_difference(plain, request.prompt, expected, found)
-    assert difference is None, f"{difference}\n  plain   {expected.text!r}\n  drafted {found.text!r}"
-    assert found.truncated == expected.truncated
+    if difference and difference.margin is not None and abs(difference.margin) <= plain.near_tie:
+        warnings.warn(f"a near-tie on a GPU: {difference}", stacklevel=2)
+    else:
+        assert difference is None, f"{difference}\n  plain   {expected.text!r}\n  drafted {found.text!r}"
+        assert found.truncated == expected.truncated
     assert expected.timings.draft_n == 0, "the reference run used a drafter"
     # The first token comes from the prompt, and the last one allowed needs no draft.
     if found.timings.predicted_n > 2:

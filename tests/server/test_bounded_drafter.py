@@ -26,11 +26,12 @@ def cells(server) -> int:
 
 
 def long_requests(pair, prompt) -> list[Request]:
+    """As many tokens as one cache has room for, should all of them be there at the same time."""
     return [
-        Request(prompt(pair, 330, 1), {"n_predict": 120, "ignore_eos": True}),
-        Request(prompt(pair, 20, 2), {"n_predict": 260, "ignore_eos": True}),
-        Request(prompt(pair, 150, 3), {"n_predict": 90, "ignore_eos": True}),
-        Request(prompt(pair, 75, 5), {"n_predict": 150, "ignore_eos": True, "cache_prompt": False}),
+        Request(prompt(pair, 330, 1), {"n_predict": 80, "ignore_eos": True}),
+        Request(prompt(pair, 20, 2), {"n_predict": 200, "ignore_eos": True}),
+        Request(prompt(pair, 150, 3), {"n_predict": 60, "ignore_eos": True}),
+        Request(prompt(pair, 75, 5), {"n_predict": 80, "ignore_eos": True, "cache_prompt": False}),
     ]
 
 
