@@ -12,16 +12,14 @@
 //
 // What runs outside of graphs (copies between them, a graph that is not captured yet) is not told, and counts as idle.
 
+#include "record.h"
+
 #include <cuda_runtime_api.h>
 
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <mutex>
-#include <string>
 #include <unordered_map>
 
 namespace {
@@ -61,26 +59,6 @@ template <typename T> T * next_of(T *, const char * name) {
 
 #define NEXT(function) static const auto next = next_of(function, #function)
 
-bool open_file() {
-    const char *      prefix = getenv("GRAPHS_OUT");
-    const std::string path   = std::string(prefix ? prefix : "graphs") + "." + std::to_string(getpid()) + ".txt";
-    out = fopen(path.c_str(), "w");
-    if (!out) {
-        fprintf(stderr, "graphs: %s cannot be written\n", path.c_str());
-        return false;
-    }
-    fputs("#", out);
-    if (FILE * command = fopen("/proc/self/cmdline", "r")) {
-        fputc(' ', out);
-        for (int c; (c = fgetc(command)) != EOF;) {
-            fputc(c == '\0' || c == '\n' ? ' ' : c, out);
-        }
-        fclose(command);
-    }
-    fputc('\n', out);
-    return true;
-}
-
 void move_base(cudaStream_t stream) {
     if (next_base && cudaEventQuery(next_base) == cudaSuccess) {
         float ms = 0.0f;
@@ -101,7 +79,7 @@ void write_launch(launched_graph & graph) {
     float end   = 0.0f;
     if (graph.is_running && base.event && cudaEventQuery(graph.events.end) == cudaSuccess &&
             cudaEventElapsedTime(&start, base.event, graph.events.start) == cudaSuccess &&
-            cudaEventElapsedTime(&end,   base.event, graph.events.end)   == cudaSuccess && (out || open_file())) {
+            cudaEventElapsedTime(&end,   base.event, graph.events.end)   == cudaSuccess && (out || (out = open_record("GRAPHS_OUT", "graphs")))) {
         fprintf(out, "G %.0f %.0f %zu %u 0\n", 1e6*(base.ms + start), 1e6*(end - start), graph.events.n_nodes, ++n_written);
     }
     graph.is_running = false;

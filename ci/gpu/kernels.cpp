@@ -13,12 +13,10 @@
 //   G start duration graph launch 0           a whole graph, with KERNELS_GRAPHS=1 in place of its kernels: graphs are then
 //                                             launched about as fast as without a recorder
 
+#include "record.h"
+
 #include <cupti.h>
 
-#include <unistd.h>
-
-#include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <string>
@@ -77,28 +75,12 @@ static void finish() {
     fflush(out);
 }
 
-static void write_command() {
-    fputs("#", out);
-    if (FILE * command = fopen("/proc/self/cmdline", "r")) {
-        fputc(' ', out);
-        for (int c; (c = fgetc(command)) != EOF;) {
-            fputc(c == '\0' || c == '\n' ? ' ' : c, out);
-        }
-        fclose(command);
-    }
-    fputc('\n', out);
-}
-
 // called by the CUDA driver when the process first uses it
 extern "C" int InitializeInjection(void) {
-    const char *      prefix = getenv("KERNELS_OUT");
-    const std::string path   = std::string(prefix ? prefix : "kernels") + "." + std::to_string(getpid()) + ".txt";
-    out = fopen(path.c_str(), "w");
+    out = open_record("KERNELS_OUT", "kernels");
     if (!out) {
-        fprintf(stderr, "kernels: %s cannot be written\n", path.c_str());
         return 1;
     }
-    write_command();
     cuptiActivityRegisterCallbacks(give_buffer, take_buffer);
     for (const CUpti_ActivityKind kind : { CUPTI_ACTIVITY_KIND_GRAPH_TRACE, CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL, CUPTI_ACTIVITY_KIND_MEMCPY, CUPTI_ACTIVITY_KIND_MEMSET }) {
         if (kind == CUPTI_ACTIVITY_KIND_GRAPH_TRACE && !getenv("KERNELS_GRAPHS")) {
